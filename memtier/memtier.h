@@ -1,0 +1,165 @@
+/* memtier/: the three-tier memory. The store on disk (`nvme`), an optional second RAM pool (`ddr`) and
+ * the RAM pool kernels read (`hbm`), each with a hard byte budget. The unit is the segment: immutable,
+ * content-addressed bytes. Rules that every caller relies on are in memtier/README.md. */
+#ifndef SWITCHYARD_MEMTIER_H
+#define SWITCHYARD_MEMTIER_H
+
+#include "base/base.h"
+
+enum memtier_tier { MEMTIER_NONE, MEMTIER_HBM, MEMTIER_DDR, MEMTIER_NVME };
+const char *memtier_tier_name(enum memtier_tier t); /* "none", "hbm", "ddr", "nvme" */
+
+enum memtier_kind {
+    MEMTIER_KIND_LAYER,   /* one layer of one weight set */
+    MEMTIER_KIND_ROWS,    /* a run of embedding or head rows, <= 4 MiB */
+    MEMTIER_KIND_NORM,    /* small tensors outside the layers */
+    MEMTIER_KIND_ADAPTER, /* one adapter, whole */
+    MEMTIER_KIND_KV,      /* a full KV page */
+    MEMTIER_KIND_OTHER,
+    MEMTIER_KINDS,
+};
+const char *memtier_kind_name(enum memtier_kind k);
+
+/* ==== The store: a directory ==================================================================
+ * Data files hold page-aligned segments; the index (format version, checksum) is replaced by
+ * write-new + fsync + rename. One writer at a time (flock on `lock`, with the holder's pid in the
+ * message); readers see the index they opened until memtier_store_refresh. */
+struct memtier_store;
+
+enum memtier_access {
+    MEMTIER_READ,  /* list, export */
+    MEMTIER_WRITE, /* experts add, rm, gc: refused while another writer or a daemon has it */
+    MEMTIER_SERVE, /* the daemon: shared with readers, excludes writers and other daemons */
+};
+/* Creates the directory for WRITE and SERVE. ERR_BUSY names the holder. */
+enum err_code memtier_store_open(const char *dir, enum memtier_access access,
+                                 struct memtier_store **ret, struct err *e) BASE_NODISCARD;
+void memtier_store_close(struct memtier_store **s);
+const char *memtier_store_path(const struct memtier_store *s);
+uint64_t memtier_store_bytes(const struct memtier_store *s); /* of data files */
+
+/* An object: a named, ordered list of segments with an opaque description (experts/ writes JSON and
+ * the verbatim GGUF header as a blob). Names are like "set/<hash>" and "expert/<name>". */
+struct memtier_segment_info {
+    struct hash128 hash; /* XXH3-128 of the payload */
+    uint64_t bytes;      /* payload; on disk padded to MEMTIER_ALIGN */
+    enum memtier_kind kind;
+};
+#define MEMTIER_ALIGN 4096
+
+struct memtier_object {
+    const char *name;
+    const void *meta; /* opaque bytes */
+    size_t meta_bytes;
+    const struct memtier_segment_info *segments;
+    size_t segments_count;
+};
+size_t memtier_store_objects(const struct memtier_store *s);
+/* Valid until the next commit or refresh. NULL = absent. */
+const struct memtier_object *memtier_store_object_at(const struct memtier_store *s, size_t idx);
+const struct memtier_object *memtier_store_find(const struct memtier_store *s, const char *name);
+
+/* Write one object: begin, segments in load order, commit (or abort). A segment whose hash the store
+ * already has is not written again. Nothing is visible before commit; a crash leaves only bytes that
+ * gc reclaims. ERR_IO names the file; a full disk is refused before and while writing. */
+struct memtier_writer;
+enum err_code memtier_writer_open(struct memtier_store *s, const char *object, uint64_t bytes_expected,
+                                  struct memtier_writer **ret, struct err *e) BASE_NODISCARD;
+enum err_code memtier_writer_add(struct memtier_writer *w, enum memtier_kind kind, const void *data,
+                                 size_t bytes, bool *ret_shared, struct err *e) BASE_NODISCARD;
+enum err_code memtier_writer_commit(struct memtier_writer **w, const void *meta, size_t meta_bytes,
+                                    struct err *e) BASE_NODISCARD;
+void memtier_writer_abort(struct memtier_writer **w);
+
+enum err_code memtier_store_remove(struct memtier_store *s, const char *object, struct err *e)
+    BASE_NODISCARD;
+/* Read one segment's payload (bytes from segment_info) with plain reads and check its hash; for
+ * import, export, merge and verify, not for serving. */
+enum err_code memtier_store_read(struct memtier_store *s, struct hash128 hash, void *dst, size_t bytes,
+                                 struct err *e) BASE_NODISCARD;
+struct memtier_verify_report {
+    uint64_t segments, bytes, bad;
+    char first_bad[200];
+};
+enum err_code memtier_store_verify(struct memtier_store *s, const struct progress *p,
+                                   struct memtier_verify_report *ret, struct err *e) BASE_NODISCARD;
+struct memtier_gc_report {
+    uint64_t files_removed, bytes_removed;
+};
+enum err_code memtier_store_gc(struct memtier_store *s, struct memtier_gc_report *ret, struct err *e)
+    BASE_NODISCARD;
+
+/* ==== The tiers: residency on the serving side =================================================
+ * All functions are for the engine thread unless they say otherwise; the loader has its own. */
+struct memtier;
+
+enum memtier_loader { MEMTIER_LOADER_AUTO, MEMTIER_LOADER_URING, MEMTIER_LOADER_PREAD,
+                      MEMTIER_LOADER_BUFFERED };
+enum memtier_verify { MEMTIER_VERIFY_ALWAYS, MEMTIER_VERIFY_FIRST, MEMTIER_VERIFY_NEVER };
+
+struct memtier_options {
+    uint64_t hbm_bytes, ddr_bytes;
+    enum memtier_loader loader;
+    enum memtier_verify verify;
+    const char *policy; /* "lru" */
+    /* Fault injection for tests: called before each read; nonzero errno = the read fails with it. */
+    int (*fault)(void *ctx, uint64_t file_offset, size_t bytes);
+    void *fault_ctx;
+};
+enum err_code memtier_open(const struct memtier_options *opt, struct memtier_store *store,
+                           struct memtier **ret, struct err *e) BASE_NODISCARD;
+void memtier_close(struct memtier **m);
+/* Which loader runs and why not a better one, e.g. "io_uring (plain buffers: RLIMIT_MEMLOCK ...)". */
+const char *memtier_loader_text(const struct memtier *m);
+
+/* Every segment of the store gets an index at open; UINT32_MAX = unknown hash. */
+uint32_t memtier_find(const struct memtier *m, struct hash128 hash);
+uint64_t memtier_segment_bytes(const struct memtier *m, uint32_t seg);
+
+/* A lease pins an ordered list of segments: all or none. Resident ones are pinned at once, the
+ * others are queued to the loader in the order given (a segment listed twice counts once); one load
+ * serves all waiters. ERR_BUSY: does not fit beside what is pinned now; ERR_NO_MEMORY: can never
+ * fit beside what is held, with the numbers. Evicts unpinned, unheld segments by policy. */
+struct memtier_lease;
+enum err_code memtier_reserve(struct memtier *m, const uint32_t *segs, size_t count, uint64_t now_ns,
+                              struct memtier_lease **ret, struct err *e) BASE_NODISCARD;
+/* Leading segments of the lease's list that are resident. */
+size_t memtier_lease_ready(const struct memtier_lease *l);
+/* False + the cause if one of its loads failed for good. */
+bool memtier_lease_ok(const struct memtier_lease *l, struct err *e);
+uint64_t memtier_lease_load_bytes(const struct memtier_lease *l); /* not resident when reserved */
+uint64_t memtier_lease_ready_ns(const struct memtier_lease *l);   /* clock_ns of the last arrival */
+enum memtier_tier memtier_lease_origin(const struct memtier_lease *l); /* farthest tier it came from */
+void memtier_release(struct memtier *m, struct memtier_lease **l); /* unfinished loads nobody else
+                                                                      waits for are cancelled */
+/* Address of a pinned, resident segment; valid while a lease pins it. 64-byte aligned. */
+const void *memtier_ptr(const struct memtier *m, uint32_t seg);
+enum memtier_tier memtier_where(const struct memtier *m, uint32_t seg);
+
+/* Held segments are not evicted (router, generalist). Nested: each hold needs an unhold. */
+void memtier_hold(struct memtier *m, uint32_t seg);
+void memtier_unhold(struct memtier *m, uint32_t seg);
+
+/* Mutable memory from the same budget: KV pages. NULL = does not fit even after evicting what may be
+ * evicted. `memtier_page_room` says how many more of `bytes` each could be given now. */
+void *memtier_page_alloc(struct memtier *m, size_t bytes);
+void memtier_page_free(struct memtier *m, void *page, size_t bytes);
+uint64_t memtier_room(const struct memtier *m);     /* bytes neither pinned, held nor KV pages */
+
+/* Readable when loads have completed; the engine polls it while a step is blocked. */
+int memtier_fd(const struct memtier *m);
+/* Take completions in: call before looking at leases. Cheap when nothing happened. */
+void memtier_poll(struct memtier *m);
+
+struct memtier_stats {
+    uint64_t hbm_budget, hbm_used, hbm_pinned, hbm_held, hbm_peak;
+    uint64_t bytes_by_kind[MEMTIER_KINDS];
+    uint64_t ddr_budget, ddr_used;
+    uint64_t hits, misses;               /* segments of reservations found / not found in hbm */
+    uint64_t loads, load_bytes, load_ns; /* nvme -> hbm; ns = sum over busy time of the loader */
+    uint64_t evictions, evicted_bytes, cancelled, failed, waiters, segments_resident;
+    struct hist load_hist;               /* per segment, submit to resident */
+};
+void memtier_stats(const struct memtier *m, struct memtier_stats *ret); /* any thread (locks) */
+
+#endif

@@ -1,0 +1,223 @@
+/* rdu/: the emulated multi-socket RDU node. Programs are graphs of a few parallel patterns (Delite,
+ * arXiv 1109.0778), compiled whole (Flare, arXiv 1703.08219) into launches that the sockets run
+ * (SN40L, arXiv 2405.07518). The one order of floating-point operations that every execution level,
+ * ISA, batch, thread and socket count keeps is written down in rdu/README.md. */
+#ifndef SWITCHYARD_RDU_H
+#define SWITCHYARD_RDU_H
+
+#include "base/base.h"
+
+/* ==== Element types and packed weights ======================================================== */
+
+enum rdu_type {
+    RDU_F32, RDU_F16, RDU_BF16, RDU_Q4_0, RDU_Q4_1, RDU_Q5_0, RDU_Q5_1, RDU_Q8_0, RDU_Q2_K, RDU_Q3_K,
+    RDU_Q4_K, RDU_Q5_K, RDU_Q6_K, RDU_IQ1_S, RDU_IQ2_XXS, RDU_IQ2_XS, RDU_IQ2_S, RDU_IQ3_XXS,
+    RDU_IQ3_S, RDU_IQ4_NL, RDU_IQ4_XS, RDU_TQ1_0, RDU_TQ2_0, RDU_TYPES,
+};
+struct rdu_type_info {
+    const char *name;     /* "Q4_1" */
+    int gguf_id;          /* ggml type number in GGUF files */
+    uint32_t block_elems; /* elements per block along a row */
+    uint32_t block_bytes;
+    bool is_float;        /* F32, F16, BF16: multiplied with f32 activations in every numerics */
+    bool is_fast;         /* has a leaf beyond the generic dequantising one */
+};
+const struct rdu_type_info *rdu_type_info(enum rdu_type type);
+bool rdu_type_from_gguf(int gguf_id, enum rdu_type *ret);
+
+/* Packed form: groups of RDU_GROUP rows, the last one padded with zero blocks; inside a group the
+ * blocks follow each other along the row and the 8 rows are interleaved, so that one load feeds 8
+ * rows. A run of whole groups is contiguous: that is what a socket's shard is. Bit-exact: unpack gives
+ * back the original bytes. Layouts by type: rdu/kernels/pack.c. */
+#define RDU_GROUP 8
+/* Bytes of a packed matrix; 0 if cols is no multiple of the type's block or on overflow. */
+size_t rdu_pack_bytes(enum rdu_type type, size_t rows, size_t cols);
+/* `src` rows as in GGUF (row-major blocks). Any thread. */
+void rdu_pack_rows(enum rdu_type type, size_t rows, size_t cols, const void *src, void *dst);
+void rdu_unpack_rows(enum rdu_type type, size_t rows, size_t cols, const void *src, void *dst);
+/* One GGUF row to f32, and one f32 row to GGUF blocks (Q8_0, Q4_0, Q4_1, F16, BF16, F32 only). */
+void rdu_dequant_row(enum rdu_type type, const void *src, float *dst, size_t cols);
+enum err_code rdu_quantize_row(enum rdu_type type, const float *src, void *dst, size_t cols,
+                               struct err *e) BASE_NODISCARD;
+float rdu_f16_to_f32(uint16_t h);
+uint16_t rdu_f32_to_f16(float f); /* nearest even */
+
+/* ==== Programs as graphs ====================================================================== */
+
+enum rdu_numerics { RDU_NUMERICS_INT8, RDU_NUMERICS_F32 };
+enum rdu_exec { RDU_EXEC_INTERP, RDU_EXEC_UNFUSED, RDU_EXEC_FUSED, RDU_EXEC_NATIVE };
+
+/* A program has three sections: EMBED makes the hidden state x, LAYER maps x to x and is looped over a
+ * table of argument rows (never unrolled), HEAD makes logits of the chosen tokens. Stage 0 is EMBED,
+ * stages 1..n_layers are LAYER, stage n_layers + 1 is HEAD. */
+enum rdu_section { RDU_SECTION_EMBED, RDU_SECTION_LAYER, RDU_SECTION_HEAD, RDU_SECTIONS };
+
+/* Symbolic sizes in shapes; constants are >= 0. */
+#define RDU_DIM_TOKENS (-1) /* tokens of the step */
+#define RDU_DIM_OUTS (-2)   /* tokens whose logits are wanted */
+#define RDU_DIM_CTX (-3)    /* longest context of the step, in tokens */
+
+/* Built by one thread; a wrong shape or operand sets a sticky error that rdu_program_open reports.
+ * Values are node ids. `x` shapes are [n_tokens or n_outs, width] f32 row-major unless said. */
+struct rdu_graph;
+struct rdu_graph *rdu_graph_open(const char *name, enum rdu_numerics numerics);
+void rdu_graph_close(struct rdu_graph **g);
+/* Start a section; returns its carried-in x [rows, width] (width ignored for EMBED: returns the token
+ * ids [n_tokens] i32). HEAD's x still has n_tokens rows. */
+uint32_t rdu_graph_begin(struct rdu_graph *g, enum rdu_section section, uint32_t width);
+/* End the current section with its result: x for EMBED and LAYER, logits for HEAD. */
+void rdu_graph_end(struct rdu_graph *g, uint32_t result);
+
+/* Weight slots by name ("attn_q.weight"); matrices are [rows, cols] y = W x, vectors [1, cols].
+ * LAYER sections make per-layer slots, the others global ones. The element type comes with the
+ * arguments at run time. Returns the slot index, within its scope. The same name gives the same slot. */
+uint32_t rdu_slot(struct rdu_graph *g, const char *name, uint32_t rows, uint32_t cols);
+/* A constant table [rows, cols] f32, copied (RoPE cosines: made once, outside every loop). */
+uint32_t rdu_const(struct rdu_graph *g, const char *name, const float *data, uint32_t rows,
+                   uint32_t cols);
+
+uint32_t rdu_embed(struct rdu_graph *g, uint32_t tokens, uint32_t slot);
+/* `groups` equal parts of each row are normalised apart (1, or heads for q/k norm). */
+uint32_t rdu_rms_norm(struct rdu_graph *g, uint32_t x, uint32_t slot, float eps, uint32_t groups);
+/* y = W x + adapters' deltas for that slot. int8 programs quantise x first (one node per x, shared). */
+uint32_t rdu_matmul(struct rdu_graph *g, uint32_t x, uint32_t slot);
+uint32_t rdu_add(struct rdu_graph *g, uint32_t a, uint32_t b);
+uint32_t rdu_add_bias(struct rdu_graph *g, uint32_t x, uint32_t slot);
+uint32_t rdu_scale(struct rdu_graph *g, uint32_t x, float factor);
+uint32_t rdu_softcap(struct rdu_graph *g, uint32_t x, float cap);     /* cap * tanh(x / cap) */
+uint32_t rdu_silu_mul(struct rdu_graph *g, uint32_t gate, uint32_t up); /* silu(gate) * up */
+uint32_t rdu_gelu_mul(struct rdu_graph *g, uint32_t gate, uint32_t up); /* tanh-GELU */
+enum rdu_rope { RDU_ROPE_PAIRS, RDU_ROPE_HALVES }; /* (2i, 2i+1) | (i, i + rot/2) */
+/* cos and sin: constants [context, rot/2]; row = the token's position. */
+uint32_t rdu_rope(struct rdu_graph *g, uint32_t x, uint32_t cos_table, uint32_t sin_table,
+                  uint32_t heads, uint32_t head_dim, uint32_t rot, enum rdu_rope style);
+/* Causal attention over paged KV after appending k and v at the tokens' positions. */
+struct rdu_attention_options {
+    uint32_t heads, kv_heads, head_dim;
+    float scale;       /* of q.k */
+    float softcap;     /* 0 = none */
+    bool windowed;     /* the layer's `window` argument limits how far back a token sees */
+};
+uint32_t rdu_attention(struct rdu_graph *g, uint32_t q, uint32_t k, uint32_t v,
+                       const struct rdu_attention_options *opt);
+uint32_t rdu_take_outs(struct rdu_graph *g, uint32_t x); /* [n_tokens, w] -> [n_outs, w] */
+
+/* Text of the graph: nodes, shapes, loop bodies. */
+void rdu_graph_print(const struct rdu_graph *g, struct buf *out);
+
+/* ==== Compiled programs ======================================================================= */
+
+/* Immutable; shared by every expert of a shape. Owns the graph it was opened with. */
+struct rdu_program;
+struct rdu_program_options {
+    enum rdu_exec exec;
+    uint32_t sockets; /* row shards */
+};
+/* verify -> simplify -> fuse -> partition -> place. Takes the graph over, also on failure. */
+enum err_code rdu_program_open(struct rdu_graph **g, const struct rdu_program_options *opt,
+                               struct rdu_program **ret, struct err *e) BASE_NODISCARD;
+void rdu_program_close(struct rdu_program **p);
+enum rdu_exec rdu_program_exec(const struct rdu_program *p);
+enum rdu_numerics rdu_program_numerics(const struct rdu_program *p);
+uint32_t rdu_program_slots(const struct rdu_program *p, enum rdu_section scope);
+struct rdu_slot_info {
+    const char *name;
+    uint32_t rows, cols;
+};
+/* scope LAYER = per-layer slots, any other = global slots. */
+const struct rdu_slot_info *rdu_program_slot(const struct rdu_program *p, enum rdu_section scope,
+                                             uint32_t slot_idx);
+uint32_t rdu_program_width(const struct rdu_program *p); /* of x */
+uint32_t rdu_program_vocab(const struct rdu_program *p);
+/* KV bytes per token and layer are 2 * kv_heads * head_dim elements; 0 if it has no attention. */
+void rdu_program_kv(const struct rdu_program *p, uint32_t *ret_kv_heads, uint32_t *ret_head_dim);
+/* Scratch bytes of one socket set for a step of n_tokens / n_outs (liveness-planned, and naive). */
+size_t rdu_program_scratch(const struct rdu_program *p, uint32_t n_tokens, uint32_t n_outs,
+                           size_t *ret_naive);
+/* What the passes did and which launches came out; for `switchyard explain`. */
+void rdu_program_explain(const struct rdu_program *p, bool json, struct buf *out);
+
+/* ==== The argument table of one run =========================================================== */
+
+struct rdu_weight {
+    const void *data;        /* packed; NULL = absent (or chunked) */
+    const void *const *chunk; /* instead of data: chunk i holds rows [i * chunk_rows, ...) packed */
+    uint32_t chunk_rows;     /* multiple of RDU_GROUP */
+    uint32_t rows, cols;
+    enum rdu_type type;
+};
+/* One adapter's low-rank delta for one slot: y += scale * B (A x), A [rank, cols], B [rows, rank],
+ * both packed. Absent: a == NULL. */
+struct rdu_delta {
+    const void *a, *b;
+    enum rdu_type a_type, b_type;
+    uint32_t rank;
+    float scale;
+};
+/* Consecutive tokens that share adapters, applied in order. */
+struct rdu_token_group {
+    uint32_t token_from, token_count;
+    const struct rdu_delta *const *deltas; /* [adapters_count], each [n_layers, layer slots] */
+    uint32_t adapters_count;               /* 0 = the plain base */
+};
+
+/* KV pages: a page holds page_tokens positions of every layer. Inside: [layer][kv_head][block], a
+ * block covers RDU_KV_BLOCK positions: K as [head_dim][RDU_KV_BLOCK], then V as
+ * [RDU_KV_BLOCK][head_dim], elements of kv_type. */
+#define RDU_KV_BLOCK 32
+enum rdu_kv_type { RDU_KV_F16, RDU_KV_F32 };
+size_t rdu_kv_page_bytes(enum rdu_kv_type type, uint32_t layers, uint32_t kv_heads, uint32_t head_dim,
+                         uint32_t page_tokens);
+
+struct rdu_args {
+    uint32_t n_tokens, n_outs, n_layers;
+    const int32_t *tokens;      /* [n_tokens] */
+    const uint32_t *pos;        /* [n_tokens] position in its sequence */
+    const uint32_t *seq;        /* [n_tokens] index into kv_pages */
+    void *const *const *kv_pages; /* [seqs][pages] */
+    uint32_t kv_page_tokens;
+    enum rdu_kv_type kv_type;
+    const uint32_t *outs;       /* [n_outs] token indices, ascending */
+    const struct rdu_weight *globals;  /* [global slots] */
+    const struct rdu_weight *layers;   /* [n_layers, layer slots] */
+    const uint32_t *window;     /* [n_layers] 0 = unlimited; NULL = all unlimited */
+    const struct rdu_token_group *groups; /* covering all tokens in order */
+    uint32_t groups_count;
+    float *x;                   /* [n_tokens, width] hidden state carried between stages */
+    float *logits;              /* [n_outs, vocab]; vocab padded up to RDU_GROUP as row stride */
+    size_t logits_stride;       /* floats per row, >= vocab rounded up to RDU_GROUP */
+};
+
+/* ==== The node ================================================================================ */
+
+struct rdu_node;
+struct rdu_node_options {
+    uint32_t sockets;           /* 1..16 */
+    uint32_t threads;           /* host threads that play them, caller included; 1..sockets */
+    bool pin_threads;
+    const char *cpu;            /* NULL = SWITCHYARD_CPU or the best: "scalar", "avx2", "avx512" */
+    uint32_t max_tokens;        /* largest step: scratch is sized once */
+};
+enum err_code rdu_node_open(const struct rdu_node_options *opt, struct rdu_node **ret, struct err *e)
+    BASE_NODISCARD;
+void rdu_node_close(struct rdu_node **n);
+const char *rdu_node_isa(const struct rdu_node *n); /* "avx512-vnni", "avx2", "scalar" */
+uint32_t rdu_node_sockets(const struct rdu_node *n);
+uint32_t rdu_node_threads(const struct rdu_node *n);
+/* Grow scratch so that `p` can run with n_tokens/n_outs; outside the token loop. */
+enum err_code rdu_node_prepare(struct rdu_node *n, const struct rdu_program *p, uint32_t n_tokens,
+                               uint32_t n_outs, struct err *e) BASE_NODISCARD;
+/* Run stages [stage_from, stage_to). One caller at a time (it is worker 0). No allocation. The
+ * weights and pages of those stages must be resident; the node knows nothing of loading. */
+void rdu_node_run(struct rdu_node *n, const struct rdu_program *p, const struct rdu_args *args,
+                  uint32_t stage_from, uint32_t stage_to);
+struct rdu_node_stats {
+    uint64_t runs, launches, host_ns, tokens;
+    uint64_t weight_bytes;      /* read by launches, once per step whatever the batch */
+    uint64_t base_reads;        /* whole-layer weight reads: one per layer stage run */
+};
+void rdu_node_stats(const struct rdu_node *n, struct rdu_node_stats *ret);
+/* Measured read bandwidth of this machine with the node's threads, bytes/s (about 0.3 s). */
+double rdu_node_measure_read(struct rdu_node *n, size_t bytes);
+
+#endif

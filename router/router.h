@@ -1,0 +1,129 @@
+/* router/: which expert should answer. Rules -> scores -> choice (design/routing.md). This room holds
+ * the n-gram stage: hashed word and character n-grams, a linear head, temperature calibration and
+ * abstention to the generalist. Decisions are pure functions of head, text and options: any thread,
+ * no I/O, no allocation beyond a caller-owned scratch. Source: Samba-CoE (arXiv 2405.07518, 2). */
+#ifndef SWITCHYARD_ROUTER_H
+#define SWITCHYARD_ROUTER_H
+
+#include "base/base.h"
+
+#define ROUTER_NAME_MAX 64   /* bytes of a label, with NUL */
+#define ROUTER_LABELS_MAX 1024
+#define ROUTER_REASONS_MAX 8
+
+/* A trained head: labels, n-gram geometry, quantised weights, temperature, threshold. Immutable. */
+struct router_head;
+
+/* Read and check a head file (magic, version, sizes, checksum): ERR_CORRUPT / ERR_IO with the cause. */
+enum err_code router_head_open(const char *path, struct router_head **ret, struct err *e)
+    BASE_NODISCARD;
+enum err_code router_head_parse(const void *data, size_t len, struct router_head **ret,
+                                struct err *e) BASE_NODISCARD;
+void router_head_close(struct router_head **h);
+size_t router_head_labels(const struct router_head *h);
+const char *router_head_label(const struct router_head *h, size_t label_idx);
+
+/* Working memory of one deciding thread. */
+struct router_scratch;
+struct router_scratch *router_scratch_open(const struct router_head *h);
+void router_scratch_close(struct router_scratch **s);
+
+/* One turn of the conversation, newest last. Only user turns are read. */
+struct router_turn {
+    const char *text;
+    size_t len;
+};
+
+struct router_options {
+    double threshold;        /* below this confidence: abstain; NAN = the head's own */
+    const bool *label_allowed; /* [labels] or NULL = all; labels that name no expert are false */
+    int generalist_idx;      /* label that means "no specialist", -1 = the head's own ("general") */
+};
+
+enum router_reason {
+    ROUTER_REASON_MODEL,     /* the client named the expert; the router was not asked */
+    ROUTER_REASON_ONLY,      /* there is only one expert */
+    ROUTER_REASON_NGRAM,     /* the n-gram stage was sure */
+    ROUTER_REASON_GENERAL,   /* the n-gram stage says: no specialist */
+    ROUTER_REASON_ABSTAIN,   /* not sure enough: generalist */
+    ROUTER_REASON_EMPTY,     /* nothing to read: generalist */
+    ROUTER_REASON_NO_HEAD,   /* no head is loaded: generalist */
+};
+const char *router_reason_name(enum router_reason r); /* "model", "ngram", "abstain", ... */
+
+struct router_decision {
+    int label_idx;           /* -1 = the generalist without a label (empty text, no head) */
+    char label[ROUTER_NAME_MAX];
+    double confidence;       /* calibrated probability of the best label, before abstention */
+    enum router_reason reason;
+    int best_idx;            /* best label even when abstaining */
+};
+
+/* Decide for a conversation. Cost is bounded: the first and last kilobytes of a long text count.
+ * `scores` ([labels] probabilities) may be NULL. Never fails. */
+void router_decide(const struct router_head *h, struct router_scratch *s,
+                   const struct router_turn *turns, size_t turns_count,
+                   const struct router_options *opt, struct router_decision *ret, float *scores);
+
+/* The n-grams that spoke most for a label: contribution to its logit minus the mean over labels. */
+struct router_evidence {
+    char ngram[48];
+    double weight;
+};
+size_t router_explain(const struct router_head *h, struct router_scratch *s,
+                      const struct router_turn *turns, size_t turns_count, int label_idx,
+                      struct router_evidence *ret, size_t cap);
+
+/* ---- training and evaluation ----------------------------------------------------------------- */
+
+/* One labelled row of DATA.jsonl: {"text", "expert"} ("source", "kind" and "turns" are read too). */
+struct router_row {
+    char *text;
+    char *expert;
+    char *source;
+};
+struct router_data {
+    struct router_row *rows;
+    size_t count;
+};
+/* Bad lines are ERR_INVALID with their line number. */
+enum err_code router_data_load(const char *path, struct router_data *ret, struct err *e)
+    BASE_NODISCARD;
+void router_data_done(struct router_data *d);
+
+struct router_train_options {
+    uint32_t word_bits, char_bits; /* hashed feature space; 0 = the default that fits `max_bytes` */
+    double l2;                     /* 0 = default */
+    uint32_t iterations;           /* 0 = default */
+    size_t max_bytes;              /* of the head file; 0 = 4 MiB */
+    double holdout;                /* share kept for calibration when `val` is NULL; 0 = 0.1 */
+    uint64_t seed;
+    unsigned threads;
+};
+struct router_train_report {
+    size_t rows, labels, features, head_bytes;
+    double train_accuracy, val_accuracy, temperature, threshold, ece, seconds;
+};
+/* Deterministic: same data and options give the same bytes, whatever the thread count. `val` may be
+ * NULL: every n-th row is held out for the temperature. */
+enum err_code router_train(const struct router_data *train, const struct router_data *val,
+                           const struct router_train_options *opt, const struct progress *progress,
+                           struct buf *ret_head, struct router_train_report *report, struct err *e)
+    BASE_NODISCARD;
+
+struct router_eval_report {
+    size_t n, labels;
+    double accuracy, macro_f1, ece, abstained, coverage;
+    double latency_us_p50, latency_us_p99;
+    double expert_to_general, expert_to_other, general_to_expert; /* shares, see router-baselines.md */
+    double *per_label;     /* [labels + 1] accuracy by true label (NAN if absent), last: unknown label */
+    uint32_t *confusion;   /* [labels x labels], row = truth */
+    double coverage_curve[21]; /* accuracy of the most confident 100, 95, ... 0 % ([20] = NAN) */
+};
+/* Rows labelled "any" count for latency only. Abstention counts as an answer "general". */
+enum err_code router_eval(const struct router_head *h, const struct router_data *data,
+                          const struct router_options *opt, struct router_eval_report *ret,
+                          struct err *e) BASE_NODISCARD;
+void router_eval_report_done(struct router_eval_report *r);
+
+#endif
