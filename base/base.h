@@ -11,7 +11,8 @@
 #include <stdint.h>
 #include <stdio.h>
 
-#define BASE_PRINTF(fmt_idx, arg_idx) __attribute__((format(printf, fmt_idx, arg_idx)))
+#define BASE_PRINTF(fmt_idx, arg_idx)                                                              \
+    __attribute__((format(printf, fmt_idx, arg_idx), nonnull(fmt_idx)))
 #define BASE_NODISCARD __attribute__((warn_unused_result))
 #define BASE_MIN(a, b) ((a) < (b) ? (a) : (b))
 #define BASE_MAX(a, b) ((a) > (b) ? (a) : (b))
