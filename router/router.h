@@ -76,11 +76,16 @@ size_t router_explain(const struct router_head *h, struct router_scratch *s,
 
 /* ---- training and evaluation ----------------------------------------------------------------- */
 
-/* One labelled row of DATA.jsonl: {"text", "expert"} ("source", "kind" and "turns" are read too). */
+/* One labelled row of DATA.jsonl: {"text", "expert"} ("source", "kind" and "turns" are read too).
+ * A line with "turns": [{"text", "expert", "followup"}] becomes one row per turn whose text is the turns
+ * up to and including this one, joined by ROUTER_TURN_SEP; router_eval takes it apart again, router_train
+ * reads the last turn only. */
+#define ROUTER_TURN_SEP '\x1e'
 struct router_row {
     char *text;
     char *expert;
-    char *source;
+    char *source; /* "" if absent */
+    char *kind;   /* "" if absent; of a turn "followup" or "turn" */
 };
 struct router_data {
     struct router_row *rows;

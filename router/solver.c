@@ -283,12 +283,10 @@ static void remember_step(struct pass *s, struct lbfgs *l)
     vec_add(s, l->steps[i], l->w_next, -1.0, l->w);
     vec_add(s, l->changes[i], l->g_next, -1.0, l->g);
     double product = vec_dot(s, l->steps[i], l->changes[i]);
-    /* Without curvature the pair would make the next direction point uphill: leave it out. */
-    if (product > 1e-12) {
-        l->rho[i] = 1.0 / product;
-        l->newest = i;
-        l->pairs = BASE_MIN(l->pairs + 1, (size_t)HISTORY);
-    }
+    /* Without curvature the pair would make the next direction point uphill: forget the history. */
+    l->rho[i] = product > 1e-12 ? 1.0 / product : 0.0;
+    l->pairs = product > 1e-12 ? BASE_MIN(l->pairs + 1, (size_t)HISTORY) : 0;
+    l->newest = i;
     float *old_w = l->w, *old_g = l->g;
     l->w = l->w_next;
     l->g = l->g_next;

@@ -49,6 +49,7 @@ struct text_scratch {
     uint32_t *order; /* [features_cap] slots in order of first occurrence */
     size_t order_count;
     struct text_feature *features; /* [features_cap] */
+    float scale;                   /* 1 / norm of the last vector */
 };
 
 struct text_geometry text_geometry_default(void)
@@ -409,10 +410,15 @@ static inline __attribute__((always_inline)) void each_ngram(const struct text_s
         each_bigram(s, last, NULL, sink, ctx);
 }
 
+static inline size_t slot_first(const struct text_scratch *s, uint32_t idx)
+{
+    return (idx * 0x9E3779B1u) & s->slots_mask;
+}
+
 static inline void count_ngram(void *ctx, const struct ngram *n)
 {
     struct text_scratch *s = ctx;
-    size_t i = (n->idx * 0x9E3779B1u) & s->slots_mask;
+    size_t i = slot_first(s, n->idx);
     while (s->slots[i].key != n->idx + 1) {
         if (s->slots[i].key == 0) {
             s->slots[i].key = n->idx + 1;
@@ -448,11 +454,22 @@ const struct text_feature *text_vector(struct text_scratch *s, const char *text,
         s->features[i] = (struct text_feature){.idx = slot->key - 1, .value = value};
         norm += value * value;
     }
-    float scale = norm > 0.0f ? 1.0f / sqrtf(norm) : 0.0f;
+    s->scale = norm > 0.0f ? 1.0f / sqrtf(norm) : 0.0f;
     for (size_t i = 0; i < s->order_count; i++)
-        s->features[i].value *= scale;
+        s->features[i].value *= s->scale;
     *ret_count = s->order_count;
     return s->features;
+}
+
+float text_value(const struct text_scratch *s, uint32_t idx)
+{
+    size_t i = slot_first(s, idx);
+    while (s->slots[i].key != 0) {
+        if (s->slots[i].key == idx + 1)
+            return logf(1.0f + s->slots[i].tf) * s->scale;
+        i = (i + 1) & s->slots_mask;
+    }
+    return 0.0f;
 }
 
 /* ---- explanation --------------------------------------------------------------------------------- */

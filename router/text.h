@@ -40,8 +40,12 @@ const struct text_feature *text_vector(struct text_scratch *s, const char *text,
 /* Words of the last text_vector call: 0 means there was nothing to read. */
 size_t text_word_count(const struct text_scratch *s);
 
+/* Value of one feature in the last text_vector, 0 if it is not there. */
+float text_value(const struct text_scratch *s, uint32_t idx);
+
 /* Every n-gram occurrence of a text with its feature index, for explanations: `ngram` is UTF-8 and
- * valid during the call only. Character n-grams show a word border as a space. */
+ * valid during the call only. Character n-grams show a word border as a space. The last vector stays
+ * valid if the text is the same. */
 typedef void text_ngram_fn(void *ctx, uint32_t idx, const char *ngram, size_t len);
 void text_each_ngram(struct text_scratch *s, const char *text, size_t len, text_ngram_fn *fn,
                      void *ctx);

@@ -1,0 +1,312 @@
+/* Finding wordings and recombining them with inputs. Deterministic: order of rows and seed decide. */
+#include "router/augment.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#define GROUP_ROWS_MIN 8    /* fewer rows share a start by chance */
+#define CONTENT_BYTES_MAX 400 /* longer inputs cost time and teach no more */
+
+struct augment_options augment_options_default(void)
+{
+    return (struct augment_options){
+        .drop_rate = 0.3,
+        .drop_copies = 1,
+        .drop_weight = 0.5f,
+        .swap_copies = 24,
+        .swap_weight = 0.5f,
+        .fill_copies = 12,
+        .fill_weight = 0.5f,
+        .seed = 1,
+    };
+}
+
+struct span {
+    const char *text;
+    size_t len;
+};
+
+/* A request around a hole for the input. */
+struct wording {
+    uint32_t label;
+    struct span before, after;
+    bool given;
+};
+
+struct content {
+    uint32_t label;
+    struct span span;
+};
+
+struct augmenter {
+    const struct router_row *const *rows;
+    const uint32_t *label;
+    size_t count;
+    const struct augment_options *opt;
+    struct rng rng;
+    size_t *order; /* [count] rows sorted by label, source, position */
+    struct wording *wordings;
+    struct content *contents;
+    size_t wordings_count, contents_count;
+    struct sample_list *out;
+};
+
+const char *augment_last_turn(const char *text)
+{
+    const char *sep = strrchr(text, ROUTER_TURN_SEP);
+    return sep ? sep + 1 : text;
+}
+
+static struct sample *add_sample(struct sample_list *l)
+{
+    if (l->count == l->cap) {
+        l->cap = l->cap ? 2 * l->cap : 4096;
+        l->items = mem_grow(l->items, l->cap, sizeof(*l->items));
+    }
+    return &l->items[l->count++];
+}
+
+static void add_made(struct augmenter *a, const char *text, size_t len, uint32_t label, float weight,
+                     bool counted)
+{
+    *add_sample(a->out) = (struct sample){
+        .text = arena_strndup(&a->out->texts, text, len), .len = len, .label = label, .weight = weight,
+        .counted = counted};
+}
+
+/* ---- finding the wordings ------------------------------------------------------------------------ */
+
+static int compare_rows(const void *x, const void *y, void *ctx)
+{
+    const struct augmenter *a = ctx;
+    size_t i = *(const size_t *)x, j = *(const size_t *)y;
+    if (a->label[i] != a->label[j])
+        return a->label[i] < a->label[j] ? -1 : 1;
+    int by_source = strcmp(a->rows[i]->source, a->rows[j]->source);
+    if (by_source != 0)
+        return by_source;
+    return i < j ? -1 : 1;
+}
+
+static bool is_letter(char c)
+{
+    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (uint8_t)c >= 0x80;
+}
+
+static bool is_inner(char c)
+{
+    return is_letter(c) || (c >= '0' && c <= '9');
+}
+
+static bool has_word(struct span s)
+{
+    for (size_t i = 0; i + 1 < s.len; i++)
+        if (is_letter(s.text[i]) && is_letter(s.text[i + 1]))
+            return true;
+    return false;
+}
+
+/* What all rows [begin, end) of the order start and end with, cut back to whole words. */
+static void find_common(const struct augmenter *a, size_t begin, size_t end, struct span *before,
+                        struct span *after)
+{
+    const char *first = augment_last_turn(a->rows[a->order[begin]]->text);
+    size_t len = strlen(first), prefix = len, suffix = len;
+    for (size_t r = begin + 1; r < end; r++) {
+        const char *text = augment_last_turn(a->rows[a->order[r]]->text);
+        size_t text_len = strlen(text), same = 0;
+        while (same < prefix && same < text_len && text[same] == first[same])
+            same++;
+        prefix = same;
+        same = 0;
+        while (same < suffix && same < text_len - BASE_MIN(prefix, text_len) &&
+               text[text_len - 1 - same] == first[len - 1 - same])
+            same++;
+        suffix = same;
+    }
+    while (prefix > 0 && is_inner(first[prefix - 1]))
+        prefix--;
+    while (suffix > 0 && is_inner(first[len - suffix]))
+        suffix--;
+    *before = (struct span){first, prefix};
+    *after = (struct span){first + len - suffix, suffix};
+}
+
+static void add_content(struct augmenter *a, uint32_t label, const char *text, size_t len)
+{
+    if (len > 0 && len <= CONTENT_BYTES_MAX && has_word((struct span){text, len}))
+        a->contents[a->contents_count++] =
+            (struct content){.label = label, .span = {text, len}};
+}
+
+/* One source: its wording if it has one, and the inputs of its rows. */
+static void read_group(struct augmenter *a, size_t begin, size_t end)
+{
+    struct span before = {"", 0}, after = {"", 0};
+    uint32_t label = a->label[a->order[begin]];
+    if (end - begin >= GROUP_ROWS_MIN)
+        find_common(a, begin, end, &before, &after);
+    if (has_word(before) || has_word(after)) {
+        a->wordings[a->wordings_count++] =
+            (struct wording){.label = label, .before = before, .after = after};
+    } else {
+        before.len = after.len = 0;
+    }
+    for (size_t r = begin; r < end; r++) {
+        const char *text = augment_last_turn(a->rows[a->order[r]]->text);
+        size_t len = strlen(text), affixes = before.len + after.len;
+        if (len > affixes)
+            add_content(a, label, text + before.len, len - affixes);
+    }
+}
+
+static void read_given(struct augmenter *a, size_t row)
+{
+    const char *text = augment_last_turn(a->rows[row]->text);
+    const char *hole = strstr(text, AUGMENT_HOLE);
+    if (!hole)
+        return;
+    const char *rest = hole + strlen(AUGMENT_HOLE);
+    a->wordings[a->wordings_count++] = (struct wording){
+        .label = a->label[row],
+        .before = {text, (size_t)(hole - text)},
+        .after = {rest, strlen(rest)},
+        .given = true,
+    };
+}
+
+static bool is_given(const struct router_row *row)
+{
+    return strcmp(row->source, AUGMENT_SOURCE_WORDING) == 0;
+}
+
+static void read_groups(struct augmenter *a)
+{
+    for (size_t begin = 0, end; begin < a->count; begin = end) {
+        const struct router_row *row = a->rows[a->order[begin]];
+        for (end = begin + 1; end < a->count; end++)
+            if (a->label[a->order[end]] != a->label[a->order[begin]] ||
+                strcmp(a->rows[a->order[end]]->source, row->source) != 0)
+                break;
+        if (!is_given(row)) {
+            read_group(a, begin, end);
+            continue;
+        }
+        for (size_t r = begin; r < end; r++)
+            read_given(a, a->order[r]);
+    }
+}
+
+/* ---- making rows ----------------------------------------------------------------------------------- */
+
+static void add_filled(struct augmenter *a, const struct wording *w, const struct content *c,
+                       float weight, struct buf *scratch)
+{
+    buf_clear(scratch);
+    buf_append(scratch, w->before.text, w->before.len);
+    buf_append(scratch, c->span.text, c->span.len);
+    buf_append(scratch, w->after.text, w->after.len);
+    add_made(a, scratch->data, scratch->len, w->label, weight, true);
+}
+
+/* An input of (`same`) or not of the label; NULL if none was found in a few draws. */
+static const struct content *draw_content(struct augmenter *a, uint32_t label, bool same)
+{
+    for (int attempt = 0; attempt < 400 && a->contents_count > 0; attempt++) {
+        const struct content *c = &a->contents[rng_below(&a->rng, a->contents_count)];
+        if ((c->label == label) == same)
+            return c;
+    }
+    return NULL;
+}
+
+static void make_filled(struct augmenter *a)
+{
+    struct buf scratch = {0};
+    for (size_t i = 0; i < a->wordings_count; i++) {
+        const struct wording *w = &a->wordings[i];
+        uint32_t fills = w->given ? a->opt->fill_copies : 0, copies = fills + a->opt->swap_copies;
+        for (uint32_t n = 0; n < copies; n++) {
+            bool same = n < fills;
+            const struct content *c = draw_content(a, w->label, same);
+            if (c)
+                add_filled(a, w, c, same ? a->opt->fill_weight : a->opt->swap_weight, &scratch);
+        }
+    }
+    buf_done(&scratch);
+}
+
+/* Leave words out; at least one stays. */
+static void drop_words(struct augmenter *a, struct span text, struct buf *out)
+{
+    buf_clear(out);
+    size_t i = 0;
+    while (i < text.len) {
+        size_t from = i;
+        while (i < text.len && (uint8_t)text.text[i] > ' ')
+            i++;
+        while (i < text.len && (uint8_t)text.text[i] <= ' ')
+            i++;
+        bool last = i >= text.len && out->len == 0;
+        if (last || rng_f64(&a->rng) >= a->opt->drop_rate)
+            buf_append(out, text.text + from, i - from);
+    }
+}
+
+static void make_dropped(struct augmenter *a, size_t samples)
+{
+    struct buf scratch = {0};
+    uint32_t copies = a->opt->drop_copies;
+    for (size_t i = 0; i < samples && copies > 0; i++) {
+        struct sample s = a->out->items[i];
+        for (uint32_t n = 0; n < copies; n++) {
+            drop_words(a, (struct span){s.text, s.len}, &scratch);
+            add_made(a, scratch.data, scratch.len, s.label,
+                     s.weight * a->opt->drop_weight / (float)copies, false);
+        }
+    }
+    buf_done(&scratch);
+}
+
+static void take_originals(struct augmenter *a)
+{
+    for (size_t i = 0; i < a->count; i++) {
+        if (is_given(a->rows[i]) && strstr(a->rows[i]->text, AUGMENT_HOLE))
+            continue;
+        const char *text = augment_last_turn(a->rows[i]->text);
+        *add_sample(a->out) = (struct sample){.text = text,
+                                              .len = strlen(text),
+                                              .label = a->label[i],
+                                              .weight = 1.0f,
+                                              .counted = true};
+    }
+}
+
+void augment_rows(const struct router_row *const *rows, const uint32_t *label, size_t count,
+                  const struct augment_options *opt, struct sample_list *ret)
+{
+    *ret = (struct sample_list){0};
+    arena_init(&ret->texts, BASE_MIB);
+    struct augmenter a = {.rows = rows, .label = label, .count = count, .opt = opt, .out = ret};
+    rng_init(&a.rng, opt->seed);
+    a.order = mem_array(count + 1, sizeof(*a.order));
+    a.wordings = mem_array(count + 1, sizeof(*a.wordings));
+    a.contents = mem_array(count + 1, sizeof(*a.contents));
+    for (size_t i = 0; i < count; i++)
+        a.order[i] = i;
+    qsort_r(a.order, count, sizeof(*a.order), compare_rows, &a);
+    read_groups(&a);
+    take_originals(&a);
+    make_filled(&a);
+    make_dropped(&a, ret->count);
+    free(a.order);
+    free(a.wordings);
+    free(a.contents);
+}
+
+void sample_list_done(struct sample_list *l)
+{
+    free(l->items);
+    arena_done(&l->texts);
+    *l = (struct sample_list){0};
+}

@@ -1,0 +1,468 @@
+/* Training a head: labels -> augmented rows -> features -> logistic regression -> int8 -> temperature.
+ *
+ * Same data and options give the same bytes: rows are taken in file order, random draws come from the
+ * seed, and the solver's sums do not depend on the number of threads. */
+#include "router/train.h"
+#include "router/calibrate.h"
+#include "router/head.h"
+#include "router/solver.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define GENERAL_LABEL "general"
+#define ANY_LABEL "any"
+#define HEAD_BYTES_DEFAULT (4 * BASE_MIB)
+#define L2_DEFAULT 1e-5
+#define ITERATIONS_DEFAULT 120
+#define HOLDOUT_DEFAULT 0.1
+/* Weights of all features and labels during training: 19 vectors of this length at 4 bytes. */
+#define PARAMS_MAX ((size_t)16 << 20)
+#define ROWS_MAX ((size_t)4 << 20)
+
+struct train_knobs train_knobs_default(void)
+{
+    return (struct train_knobs){
+        .augment = augment_options_default(),
+        .rows_min = 2,
+        .general_shift = 0.0,
+        .threshold = 0.0,
+        .stay = 0.3,
+    };
+}
+
+/* Everything one training owns. */
+struct trainer {
+    const struct router_train_options *opt;
+    const struct train_knobs *knobs;
+    const struct progress *progress;
+    char (*labels)[ROUTER_NAME_MAX]; /* sorted */
+    size_t labels_count;
+    int general_idx;
+    const struct router_row **rows; /* to learn from */
+    uint32_t *row_label;
+    const struct router_row **val_rows; /* to calibrate with */
+    size_t rows_count, val_count;
+    struct sample_list samples;
+    struct text_geometry geometry;
+    uint32_t *column_of; /* [space] column + 1, 0 = not used */
+    uint32_t *feature_of; /* [columns] */
+    struct sparse matrix;
+    struct softmax_fit fit;
+    struct router_head *head;
+};
+
+/* ---- labels and rows ---------------------------------------------------------------------------- */
+
+static int compare_names(const void *a, const void *b)
+{
+    return strcmp(a, b);
+}
+
+static int find_label(const struct trainer *t, const char *name)
+{
+    const char *found = bsearch(name, t->labels, t->labels_count, sizeof(*t->labels), compare_names);
+    return found ? (int)((found - t->labels[0]) / ROUTER_NAME_MAX) : -1;
+}
+
+static bool is_any(const struct router_row *row)
+{
+    return strcmp(row->expert, ANY_LABEL) == 0;
+}
+
+static enum err_code collect_labels(struct trainer *t, const struct router_data *train, struct err *e)
+{
+    t->labels = mem_array(train->count + 1, sizeof(*t->labels));
+    size_t n = 0;
+    for (size_t i = 0; i < train->count; i++) {
+        const char *name = train->rows[i].expert;
+        if (strlen(name) == 0 || strlen(name) >= ROUTER_NAME_MAX || !utf8_valid(name, strlen(name)))
+            return err_set(e, ERR_INVALID, "row %zu: \"%.40s\" cannot be an expert's name", i + 1, name);
+        if (!is_any(&train->rows[i]))
+            memcpy(t->labels[n++], name, strlen(name) + 1);
+    }
+    qsort(t->labels, n, sizeof(*t->labels), compare_names);
+    for (size_t i = 0; i < n; i++)
+        if (i == 0 || strcmp(t->labels[i], t->labels[t->labels_count - 1]) != 0)
+            memmove(t->labels[t->labels_count++], t->labels[i], ROUTER_NAME_MAX);
+    if (t->labels_count < 2)
+        return err_set(e, ERR_INVALID, "training needs rows of two experts at least, found %zu",
+                       t->labels_count);
+    if (t->labels_count > ROUTER_LABELS_MAX)
+        return err_set(e, ERR_INVALID, "%zu experts in the data, at most %d are possible",
+                       t->labels_count, ROUTER_LABELS_MAX);
+    t->general_idx = find_label(t, GENERAL_LABEL);
+    return ERR_OK;
+}
+
+/* Rows to learn from and rows to calibrate with: those of `val`, or every n-th of `train`. */
+static enum err_code split_rows(struct trainer *t, const struct router_data *train,
+                                const struct router_data *val, struct err *e)
+{
+    double holdout = t->opt->holdout > 0.0 ? t->opt->holdout : HOLDOUT_DEFAULT;
+    size_t every = BASE_MAX((size_t)lround(1.0 / BASE_MIN(holdout, 0.5)), (size_t)2), seen = 0;
+    t->rows = mem_array(train->count, sizeof(*t->rows));
+    t->row_label = mem_array(train->count, sizeof(*t->row_label));
+    t->val_rows = mem_array(val ? val->count + 1 : train->count, sizeof(*t->val_rows));
+    for (size_t i = 0; i < train->count; i++) {
+        const struct router_row *row = &train->rows[i];
+        if (is_any(row))
+            continue;
+        if (!val && ++seen % every == 0) {
+            t->val_rows[t->val_count++] = row;
+            continue;
+        }
+        t->row_label[t->rows_count] = (uint32_t)find_label(t, row->expert);
+        t->rows[t->rows_count++] = row;
+    }
+    for (size_t i = 0; val && i < val->count; i++)
+        if (find_label(t, val->rows[i].expert) >= 0)
+            t->val_rows[t->val_count++] = &val->rows[i];
+    if (t->rows_count > ROWS_MAX)
+        return err_set(e, ERR_INVALID, "%zu rows, at most %zu are possible", t->rows_count, ROWS_MAX);
+    return ERR_OK;
+}
+
+/* ---- features -------------------------------------------------------------------------------------- */
+
+/* The hash spaces are wide, since a feature that was never seen costs one bit; they shrink only when even
+ * the bits would not fit. */
+static struct text_geometry choose_geometry(const struct router_train_options *opt, size_t max_bytes)
+{
+    struct text_geometry g = text_geometry_default();
+    while (g.word_bits > TEXT_BITS_MIN && text_space(&g) / 8 > max_bytes / 8) {
+        g.word_bits--;
+        g.char_bits--;
+    }
+    if (opt->word_bits)
+        g.word_bits = opt->word_bits;
+    if (opt->char_bits)
+        g.char_bits = opt->char_bits;
+    return g;
+}
+
+static size_t max_bytes_of(const struct trainer *t)
+{
+    return t->opt->max_bytes ? t->opt->max_bytes : HEAD_BYTES_DEFAULT;
+}
+
+/* Columns that both the file and the solver's memory allow. */
+static size_t columns_max(const struct trainer *t)
+{
+    size_t fixed, room = 0;
+    if (head_bytes(&t->geometry, t->labels_count, 0, &fixed) && fixed < max_bytes_of(t))
+        room = (max_bytes_of(t) - fixed) / t->labels_count;
+    return BASE_MIN(room, PARAMS_MAX / t->labels_count);
+}
+
+/* Rows per feature; copies with words left out tell nothing new about what occurs. */
+static uint32_t *count_rows(struct trainer *t, struct text_scratch *text)
+{
+    uint32_t *rows = mem_array(text_space(&t->geometry), sizeof(*rows));
+    for (size_t i = 0; i < t->samples.count; i++) {
+        const struct sample *s = &t->samples.items[i];
+        size_t count;
+        const struct text_feature *f = text_vector(text, s->text, s->len, &count);
+        for (size_t j = 0; j < count && s->counted; j++)
+            rows[f[j].idx]++;
+    }
+    return rows;
+}
+
+/* Smallest number of rows at which no more than `most` features remain. */
+static uint32_t rows_cutoff(const uint32_t *rows, size_t space, uint32_t rows_min, size_t most)
+{
+    for (uint32_t cutoff = BASE_MAX(rows_min, 1u);; cutoff++) {
+        size_t kept = 0;
+        for (size_t i = 0; i < space; i++)
+            kept += rows[i] >= cutoff;
+        if (kept <= most)
+            return cutoff;
+    }
+}
+
+static void choose_columns(struct trainer *t, struct text_scratch *text)
+{
+    size_t space = text_space(&t->geometry);
+    uint32_t *rows = count_rows(t, text);
+    uint32_t cutoff = rows_cutoff(rows, space, t->knobs->rows_min, columns_max(t));
+    t->column_of = mem_array(space, sizeof(*t->column_of));
+    t->feature_of = mem_array(space, sizeof(*t->feature_of));
+    for (size_t i = 0; i < space; i++) {
+        if (rows[i] < cutoff)
+            continue;
+        t->feature_of[t->matrix.cols] = (uint32_t)i;
+        t->column_of[i] = (uint32_t)++t->matrix.cols;
+    }
+    free(rows);
+}
+
+static void build_matrix(struct trainer *t, struct text_scratch *text)
+{
+    struct sparse *m = &t->matrix;
+    size_t cap = 0, used = 0;
+    m->rows = t->samples.count;
+    m->row_start = mem_array(m->rows + 1, sizeof(*m->row_start));
+    for (size_t r = 0; r < m->rows; r++) {
+        size_t count;
+        const struct text_feature *f =
+            text_vector(text, t->samples.items[r].text, t->samples.items[r].len, &count);
+        if (used + count > cap) {
+            cap = 2 * (used + count);
+            m->by_row = mem_grow(m->by_row, cap, sizeof(*m->by_row));
+        }
+        for (size_t i = 0; i < count; i++)
+            if (t->column_of[f[i].idx])
+                m->by_row[used++] = (struct sparse_entry){t->column_of[f[i].idx] - 1, f[i].value};
+        m->row_start[r + 1] = used;
+    }
+    if (!m->by_row)
+        m->by_row = mem_array(1, sizeof(*m->by_row));
+    sparse_transpose(m);
+}
+
+static enum err_code solve(struct trainer *t, struct err *e)
+{
+    size_t rows = t->samples.count;
+    uint32_t *label = mem_array(rows, sizeof(*label));
+    float *weight = mem_array(rows, sizeof(*weight));
+    for (size_t i = 0; i < rows; i++) {
+        label[i] = t->samples.items[i].label;
+        weight[i] = t->samples.items[i].weight;
+    }
+    struct softmax_problem p = {
+        .x = &t->matrix,
+        .label = label,
+        .weight = weight,
+        .labels = t->labels_count,
+        .l2 = t->opt->l2 > 0.0 ? t->opt->l2 : L2_DEFAULT,
+        .iterations_max = t->opt->iterations ? t->opt->iterations : ITERATIONS_DEFAULT,
+        .threads = t->opt->threads ? t->opt->threads : cpu_count_usable(),
+    };
+    enum err_code code = softmax_solve(&p, t->progress, &t->fit, e);
+    free(label);
+    free(weight);
+    return code;
+}
+
+/* ---- the head ---------------------------------------------------------------------------------------- */
+
+/* Softmax does not see what all labels share; without it the int8 range is better used. */
+static void centre_weights(struct trainer *t)
+{
+    for (size_t c = 0; c <= t->matrix.cols; c++) { /* the last "column" is the bias */
+        float *row = t->fit.weights + c * t->fit.stride;
+        double mean = 0.0;
+        for (size_t i = 0; i < t->labels_count; i++)
+            mean += (double)row[i] / (double)t->labels_count;
+        for (size_t i = 0; i < t->labels_count; i++)
+            row[i] -= (float)mean;
+    }
+}
+
+static void find_scales(const struct trainer *t, float *scale)
+{
+    for (size_t c = 0; c < t->matrix.cols; c++)
+        for (size_t i = 0; i < t->labels_count; i++)
+            scale[i] = fmaxf(scale[i], fabsf(t->fit.weights[c * t->fit.stride + i]));
+    for (size_t i = 0; i < t->labels_count; i++)
+        scale[i] = scale[i] > 0.0f ? scale[i] / 127.0f : 1.0f;
+}
+
+/* int8 rows of all columns that are not zero throughout; returns how many. */
+static size_t quantise(const struct trainer *t, const float *scale, uint64_t *present, int8_t *weights)
+{
+    size_t rows = 0, labels = t->labels_count;
+    for (size_t c = 0; c < t->matrix.cols; c++) {
+        bool any = false;
+        for (size_t i = 0; i < labels; i++) {
+            long q = lroundf(t->fit.weights[c * t->fit.stride + i] / scale[i]);
+            weights[rows * labels + i] = (int8_t)BASE_MAX(-127L, BASE_MIN(127L, q));
+            any = any || q != 0;
+        }
+        if (!any)
+            continue;
+        present[t->feature_of[c] / 64] |= (uint64_t)1 << (t->feature_of[c] % 64);
+        rows++;
+    }
+    return rows;
+}
+
+/* Write the head with this temperature and read it back: what is measured is what is shipped. */
+static enum err_code build_head(struct trainer *t, double temperature, struct buf *ret, struct err *e)
+{
+    size_t labels = t->labels_count;
+    float *scale = mem_array(labels, sizeof(*scale)), *bias = mem_array(labels, sizeof(*bias));
+    uint64_t *present = mem_array(text_space(&t->geometry) / 64, sizeof(*present));
+    int8_t *weights = mem_array((t->matrix.cols + 1) * labels, 1);
+    find_scales(t, scale);
+    memcpy(bias, t->fit.bias, labels * sizeof(*bias));
+    if (t->general_idx >= 0)
+        bias[t->general_idx] += (float)t->knobs->general_shift;
+    struct head_parts parts = {
+        .header = {.geometry = t->geometry,
+                   .labels = (uint32_t)labels,
+                   .features = (uint32_t)quantise(t, scale, present, weights),
+                   .general_idx = t->general_idx,
+                   .temperature = (float)temperature,
+                   .threshold = (float)t->knobs->threshold,
+                   .stay = (float)t->knobs->stay},
+        .labels = (const char(*)[ROUTER_NAME_MAX])t->labels,
+        .bias = bias,
+        .scale = scale,
+        .present = present,
+        .weights = weights,
+    };
+    head_write(&parts, ret);
+    free(scale);
+    free(bias);
+    free(present);
+    free(weights);
+    router_head_close(&t->head);
+    return router_head_parse(ret->data, ret->len, &t->head, e);
+}
+
+static double fit_temperature(const struct trainer *t)
+{
+    size_t labels = t->labels_count;
+    float *logits = mem_array((t->val_count + 1) * labels, sizeof(*logits));
+    uint32_t *truth = mem_array(t->val_count + 1, sizeof(*truth));
+    struct text_scratch *text = text_scratch_open(&t->geometry);
+    for (size_t i = 0; i < t->val_count; i++) {
+        const char *last = augment_last_turn(t->val_rows[i]->text);
+        size_t count;
+        const struct text_feature *f = text_vector(text, last, strlen(last), &count);
+        head_logits(t->head, f, count, logits + i * labels);
+        truth[i] = (uint32_t)find_label(t, t->val_rows[i]->expert);
+    }
+    double temperature = calibrate_temperature(logits, labels, truth, t->val_count);
+    text_scratch_close(&text);
+    free(logits);
+    free(truth);
+    return temperature;
+}
+
+static enum err_code measure(const struct trainer *t, const struct router_row **rows, size_t count,
+                             double *ret_accuracy, double *ret_ece, struct err *e)
+{
+    *ret_accuracy = *ret_ece = (double)NAN;
+    if (count == 0)
+        return ERR_OK;
+    struct router_data data = {.rows = mem_array(count, sizeof(*data.rows)), .count = count};
+    for (size_t i = 0; i < count; i++)
+        data.rows[i] = *rows[i]; /* borrowed strings */
+    struct router_eval_report r = {0};
+    enum err_code code = router_eval(t->head, &data, NULL, &r, e);
+    if (code == ERR_OK) {
+        *ret_accuracy = r.accuracy;
+        *ret_ece = r.ece;
+    }
+    router_eval_report_done(&r);
+    free(data.rows);
+    return code;
+}
+
+static enum err_code report_on(struct trainer *t, size_t head_len, uint64_t started_ns,
+                               struct router_train_report *report, struct err *e)
+{
+    double ignored;
+    struct router_train_report r = {
+        .rows = t->rows_count,
+        .labels = t->labels_count,
+        .features = t->head->header.features,
+        .head_bytes = head_len,
+        .temperature = (double)t->head->header.temperature,
+        .threshold = (double)t->head->header.threshold,
+    };
+    enum err_code code = measure(t, t->rows, t->rows_count, &r.train_accuracy, &ignored, e);
+    if (code == ERR_OK)
+        code = measure(t, t->val_rows, t->val_count, &r.val_accuracy, &r.ece, e);
+    r.seconds = (double)(clock_ns() - started_ns) / 1e9;
+    if (code == ERR_OK && report)
+        *report = r;
+    return code;
+}
+
+/* ---- steps in order ------------------------------------------------------------------------------------ */
+
+static enum err_code check_options(const struct trainer *t, struct err *e)
+{
+    if (!text_geometry_valid(&t->geometry))
+        return err_set(e, ERR_INVALID, "word and character bits must be between %d and %d",
+                       TEXT_BITS_MIN, TEXT_BITS_MAX);
+    if (columns_max(t) == 0)
+        return err_set(e, ERR_INVALID,
+                       "a head of %zu bytes has no room for weights of %zu experts; allow more bytes",
+                       max_bytes_of(t), t->labels_count);
+    return ERR_OK;
+}
+
+static enum err_code learn(struct trainer *t, struct err *e)
+{
+    augment_rows(t->rows, t->row_label, t->rows_count, &t->knobs->augment, &t->samples);
+    struct text_scratch *text = text_scratch_open(&t->geometry);
+    choose_columns(t, text);
+    build_matrix(t, text);
+    text_scratch_close(&text);
+    return solve(t, e);
+}
+
+static void trainer_done(struct trainer *t)
+{
+    free(t->labels);
+    free(t->rows);
+    free(t->row_label);
+    free(t->val_rows);
+    sample_list_done(&t->samples);
+    free(t->column_of);
+    free(t->feature_of);
+    sparse_done(&t->matrix);
+    free(t->fit.weights);
+    router_head_close(&t->head);
+}
+
+enum err_code train_with(const struct router_data *train, const struct router_data *val,
+                         const struct router_train_options *opt, const struct train_knobs *knobs,
+                         const struct progress *progress, struct buf *ret_head,
+                         struct router_train_report *report, struct err *e)
+{
+    uint64_t started_ns = clock_ns();
+    struct trainer t = {.opt = opt, .knobs = knobs, .progress = progress};
+    struct buf head = {0};
+    enum err_code code = collect_labels(&t, train, e);
+    if (code == ERR_OK)
+        code = split_rows(&t, train, val, e);
+    t.geometry = choose_geometry(opt, max_bytes_of(&t));
+    if (code == ERR_OK)
+        code = check_options(&t, e);
+    if (code == ERR_OK)
+        code = learn(&t, e);
+    if (code == ERR_OK) {
+        centre_weights(&t);
+        code = build_head(&t, 1.0, &head, e);
+    }
+    if (code == ERR_OK)
+        code = build_head(&t, fit_temperature(&t), &head, e);
+    if (code == ERR_OK)
+        code = report_on(&t, head.len, started_ns, report, e);
+    trainer_done(&t);
+    if (code != ERR_OK) {
+        buf_done(&head);
+        return code;
+    }
+    buf_done(ret_head);
+    *ret_head = head;
+    return ERR_OK;
+}
+
+enum err_code router_train(const struct router_data *train, const struct router_data *val,
+                           const struct router_train_options *opt, const struct progress *progress,
+                           struct buf *ret_head, struct router_train_report *report, struct err *e)
+{
+    static const struct router_train_options none;
+    struct train_knobs knobs = train_knobs_default();
+    const struct router_train_options *given = opt ? opt : &none;
+    knobs.augment.seed += given->seed;
+    return train_with(train, val, given, &knobs, progress, ret_head, report, e);
+}

@@ -1,0 +1,24 @@
+/* router/train: the knobs behind router_train, for its tests and for measuring. Private to router/. */
+#ifndef SWITCHYARD_ROUTER_TRAIN_H
+#define SWITCHYARD_ROUTER_TRAIN_H
+
+#include "router/augment.h"
+#include "router/text.h"
+
+/* What router_train chooses for itself. Every default was measured on held-out wordings of the
+ * training data, never on a test set. */
+struct train_knobs {
+    struct augment_options augment;
+    uint32_t rows_min;    /* a feature must occur in so many rows */
+    double general_shift; /* added to the generalist's bias after training */
+    double threshold;     /* of the head */
+    double stay;
+};
+struct train_knobs train_knobs_default(void);
+
+enum err_code train_with(const struct router_data *train, const struct router_data *val,
+                         const struct router_train_options *opt, const struct train_knobs *knobs,
+                         const struct progress *progress, struct buf *ret_head,
+                         struct router_train_report *report, struct err *e) BASE_NODISCARD;
+
+#endif
