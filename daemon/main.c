@@ -1,0 +1,67 @@
+/* The program: picks the command. Everything else is in cmd_<name>.c. */
+#include <signal.h>
+#include <string.h>
+
+#include "daemon/cli.h"
+#include "daemon/commands.h"
+
+/* One line per command, in the order that help shows them. */
+static const struct command {
+    const char *name;
+    int (*run)(int argc, char **argv);
+    const char *help;
+} commands[] = {
+    {"serve", cmd_serve, "answer OpenAI-style requests over HTTP"},
+    {"check", cmd_check, "validate a configuration and print what it means here"},
+};
+
+static void print_help(FILE *to)
+{
+    fprintf(to, "Switchyard serves many expert language models from one process: a router picks an\n"
+                "expert for each prompt, and experts are brought into memory as they are needed.\n\n"
+                "Usage: switchyard COMMAND [options]\n\nCommands:\n");
+    for (size_t i = 0; i < BASE_COUNT(commands); i++)
+        fprintf(to, "  %-12s%s\n", commands[i].name, commands[i].help);
+    fprintf(to, "\nStart here:\n"
+                "  switchyard serve --model model.gguf\n"
+                "  curl http://127.0.0.1:8080/v1/chat/completions -d '{\"model\": \"auto\",\n"
+                "       \"messages\": [{\"role\": \"user\", \"content\": \"Hello\"}]}'\n\n"
+                "'switchyard COMMAND --help' teaches a command; 'switchyard --version' says which "
+                "this is.\n");
+}
+
+static int unknown_command(const char *word)
+{
+    const char *names[BASE_COUNT(commands)];
+    for (size_t i = 0; i < BASE_COUNT(commands); i++)
+        names[i] = commands[i].name;
+    const char *near = cli_suggest(word, names, BASE_COUNT(names));
+    fprintf(stderr, "switchyard: there is no command '%s'", word);
+    if (near != NULL)
+        fprintf(stderr, "; did you mean '%s'?", near);
+    fprintf(stderr, "\nTry 'switchyard --help'.\n");
+    return CLI_WRONG;
+}
+
+int main(int argc, char **argv)
+{
+    /* A reader that went away shows as EPIPE where it is written, never as a signal. */
+    signal(SIGPIPE, SIG_IGN);
+    if (argc < 2) {
+        print_help(stderr);
+        return CLI_WRONG;
+    }
+    const char *word = argv[1];
+    if (strcmp(word, "--help") == 0 || strcmp(word, "-h") == 0 || strcmp(word, "help") == 0) {
+        print_help(stdout);
+        return CLI_DONE;
+    }
+    if (strcmp(word, "--version") == 0) {
+        printf("switchyard %s\n", SWITCHYARD_VERSION);
+        return CLI_DONE;
+    }
+    for (size_t i = 0; i < BASE_COUNT(commands); i++)
+        if (strcmp(word, commands[i].name) == 0)
+            return commands[i].run(argc - 1, argv + 1);
+    return unknown_command(word);
+}
