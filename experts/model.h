@@ -56,6 +56,12 @@ struct model_shape {
  * ERR_CORRUPT / ERR_UNSUPPORTED name the key or the tensor. Any thread. */
 enum err_code model_parse(const struct gguf *g, struct model_shape *ret, struct err *e) BASE_NODISCARD;
 bool model_shape_equal(const struct model_shape *a, const struct model_shape *b);
+/* The tensor half of model_parse: every weight there, of the right shape, and no other. */
+enum err_code model_check_tensors(const struct gguf *g, const struct model_shape *m, struct err *e)
+    BASE_NODISCARD;
+/* Fill m->rope_factors from the file behind `g`. */
+enum err_code model_read_rope_factors(const struct gguf *g, struct model_shape *m, struct err *e)
+    BASE_NODISCARD;
 
 /* One weight a model of this shape has. */
 struct model_slot {
