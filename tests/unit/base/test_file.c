@@ -182,10 +182,10 @@ static void a_file_keeps_its_mode(void **state)
     char *path = in_root("secret");
     struct stat st;
     assert_int_equal(file_write_atomic(path, "a", 1, NULL), ERR_OK);
-    assert_int_equal(chmod(path, 0600), 0);
+    assert_int_equal(chmod(path, 0640), 0);
     assert_int_equal(file_write_atomic(path, "b", 1, NULL), ERR_OK);
     assert_int_equal(stat(path, &st), 0);
-    assert_int_equal(st.st_mode & 07777, 0600);
+    assert_int_equal(st.st_mode & 07777, 0640);
     free(path);
 }
 
