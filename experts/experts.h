@@ -200,7 +200,10 @@ struct experts_options {
     enum rdu_numerics numerics;
     enum rdu_exec exec;
     enum expert_kv_type kv_type;
-    uint32_t kv_page_tokens;  /* multiple of RDU_KV_BLOCK */
+    uint32_t kv_page_tokens;  /* multiple of RDU_KV_BLOCK; 0 = 32 */
+    uint32_t max_step_tokens; /* tokens of one step over all its items; 0 = 512 */
+    uint32_t max_step_items;  /* sequences of one step; 0 = 32 */
+    uint32_t max_steps;       /* steps open at once (one runs, others wait for loads); 0 = 4 */
 };
 /* Open every expert of the store: headers, tokenizers and templates (shared by hash), programs by
  * shape. No weights are loaded. An expert that cannot be opened is kept with its error. */
@@ -221,6 +224,8 @@ bool expert_ok(const struct expert *ex, struct err *e); /* false: why it cannot 
 /* The segments an expert needs, in load order; the array belongs to the expert. */
 const uint32_t *expert_segments(const struct expert *ex, size_t *ret_count);
 uint64_t expert_bytes(const struct expert *ex);       /* of those segments, shared ones included */
+/* The leading ones of expert_segments that are its adapters' (0 for a full model). */
+size_t expert_adapter_segments(const struct expert *ex);
 
 /* ---- sequences: one generation timeline. Owned by the engine thread. ---- */
 
@@ -233,6 +238,9 @@ struct sequence_options {
     struct sampling sampling; /* bias copied */
     uint32_t logprobs;        /* top alternatives wanted per token, 0 = none, <= 20; 255 = chosen only */
 };
+/* Could such a sequence ever run? ERR_CONTEXT or ERR_NO_MEMORY with the numbers. Any thread. */
+enum err_code experts_check_fit(const struct experts *x, const struct expert *ex, size_t prompt_tokens,
+                                uint32_t max_tokens, struct err *e) BASE_NODISCARD;
 /* Reserves KV pages for the worst case: ERR_NO_MEMORY if that can never fit, ERR_BUSY if not now. */
 enum err_code sequence_open(struct experts *x, const struct sequence_options *opt,
                             struct sequence **ret, struct err *e) BASE_NODISCARD;

@@ -1,0 +1,80 @@
+#include "daemon/sched.h"
+
+/* Bytes that bases with work hold now: they should keep them while they run. */
+static uint64_t busy_bytes(const struct sched_view *v, uint32_t except)
+{
+    uint64_t sum = 0;
+    for (uint32_t i = 0; i < v->count; i++)
+        if (i != except && (v->bases[i].runnable || v->bases[i].open))
+            sum += v->bases[i].resident_bytes;
+    return sum;
+}
+
+static bool fits_beside(const struct sched_view *v, uint32_t idx)
+{
+    const struct sched_base *b = &v->bases[idx];
+    return b->missing_bytes + b->resident_bytes + busy_bytes(v, idx) <= v->room_bytes;
+}
+
+static bool overdue(const struct sched_view *v, const struct sched_base *b, uint64_t now_ns)
+{
+    return now_ns >= b->waiting_ns && now_ns - b->waiting_ns >= v->max_defer_ns;
+}
+
+/* Must load and would push out what others are using: not before it has waited its time, unless nobody
+ * else has anything to do. */
+static bool must_wait(const struct sched_view *v, uint32_t idx, uint64_t now_ns)
+{
+    const struct sched_base *b = &v->bases[idx];
+    if (b->missing_bytes == 0 || fits_beside(v, idx) || overdue(v, b, now_ns))
+        return false;
+    for (uint32_t i = 0; i < v->count; i++)
+        if (i != idx && (v->bases[i].open || (v->bases[i].runnable && v->bases[i].missing_bytes == 0)))
+            return true;
+    return false;
+}
+
+/* Overdue before the rest, then higher priority, then longest unserved; the base of the last step loses
+ * ties. Overdue comes first so that priority delays nobody beyond the bound. */
+static bool better(const struct sched_view *v, uint32_t a, uint32_t b, uint64_t now_ns)
+{
+    const struct sched_base *x = &v->bases[a], *y = &v->bases[b];
+    if (overdue(v, x, now_ns) != overdue(v, y, now_ns))
+        return overdue(v, x, now_ns);
+    if (x->priority != y->priority)
+        return x->priority > y->priority;
+    if (x->served_ns != y->served_ns)
+        return x->served_ns < y->served_ns;
+    return b == v->last;
+}
+
+uint32_t sched_next(const struct sched_view *v, uint64_t now_ns)
+{
+    uint32_t best = UINT32_MAX;
+    for (uint32_t i = 0; i < v->count; i++) {
+        const struct sched_base *b = &v->bases[i];
+        if (b->runnable == 0 || b->open || must_wait(v, i, now_ns))
+            continue;
+        if (best == UINT32_MAX || better(v, i, best, now_ns))
+            best = i;
+    }
+    return best;
+}
+
+uint64_t sched_wake_ns(const struct sched_view *v, uint64_t now_ns)
+{
+    uint64_t wake = UINT64_MAX;
+    for (uint32_t i = 0; i < v->count; i++) {
+        const struct sched_base *b = &v->bases[i];
+        if (b->runnable && !b->open && must_wait(v, i, now_ns))
+            wake = BASE_MIN(wake, b->waiting_ns + v->max_defer_ns);
+    }
+    return wake;
+}
+
+uint32_t sched_prefill_budget(uint32_t prefill_chunk, uint32_t decoding)
+{
+    if (decoding == 0)
+        return prefill_chunk;
+    return BASE_MAX(prefill_chunk / 4, 32);
+}

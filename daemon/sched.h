@@ -1,0 +1,39 @@
+/* Which base runs next. A pure function of a view and a time: the daemon, tests with a fake clock and the
+ * simulator call the same code. Private to daemon/.
+ *
+ * Bases whose weights are resident take turns step by step: switching between them costs an argument table.
+ * A base that must load is started at once if it fits beside those that run; its loads overlap with their
+ * steps. If it does not fit, the running ones keep the memory until it has waited max_defer_ns, then it gets
+ * it, and keeps it for as long in its turn. So no base waits longer than max_defer_ns times the bases before
+ * it, plus their loads. */
+#ifndef SWITCHYARD_DAEMON_SCHED_H
+#define SWITCHYARD_DAEMON_SCHED_H
+
+#include "base/base.h"
+
+struct sched_base {
+    uint32_t runnable;        /* sequences with something to do and no open step */
+    bool open;                /* has an open step that waits for loads */
+    uint64_t missing_bytes;   /* of its segments (and its sequences' adapters) not in hbm */
+    uint64_t resident_bytes;
+    uint64_t served_ns;       /* when its last step ended; 0 = never */
+    uint64_t waiting_ns;      /* since when it has been runnable without being served */
+    int32_t priority;         /* highest of its sequences */
+};
+struct sched_view {
+    const struct sched_base *bases;
+    uint32_t count;
+    uint32_t last;            /* base of the last step, UINT32_MAX = none */
+    uint64_t room_bytes;      /* hbm that is neither pinned, held nor KV: what weights may use */
+    uint64_t max_defer_ns;
+};
+/* Index of the base whose step to open now, UINT32_MAX = none (nothing runnable, or all must wait). */
+uint32_t sched_next(const struct sched_view *v, uint64_t now_ns);
+/* When sched_next may answer differently though nothing else happens; UINT64_MAX = never. */
+uint64_t sched_wake_ns(const struct sched_view *v, uint64_t now_ns);
+
+/* How many prompt tokens the next step may take beside `decoding` sequences: whole chunks when nobody
+ * decodes; otherwise less, so that a token never waits for more than about a quarter of a chunk. */
+uint32_t sched_prefill_budget(uint32_t prefill_chunk, uint32_t decoding);
+
+#endif

@@ -1,0 +1,282 @@
+/* From logits to one token: penalties and bias, temperature, top-k, typical, top-p, min-p, one draw. The
+ * random state is the sequence's own and moves by one draw per token, so a seed gives the same text alone
+ * and in any batch. Candidates are cut with a partial sort: the common top-k 40 of 49,152 costs a scan. */
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "experts/serve.h"
+
+struct candidate {
+    float logit, p;
+    int32_t id;
+};
+
+struct sampler_scratch {
+    uint32_t vocab;
+    float *logits;               /* a copy where penalties or bias change them */
+    struct candidate *candidate; /* [vocab] */
+    uint32_t *count;             /* [vocab] occurrences in the history, zero between calls */
+};
+
+struct sampler_scratch *sampler_scratch_open(uint32_t vocab)
+{
+    struct sampler_scratch *s = mem_alloc(sizeof(*s));
+    s->vocab = vocab;
+    s->logits = mem_array(vocab, sizeof(*s->logits));
+    s->candidate = mem_array(vocab, sizeof(*s->candidate));
+    s->count = mem_array(vocab, sizeof(*s->count));
+    return s;
+}
+
+void sampler_scratch_close(struct sampler_scratch **sp)
+{
+    struct sampler_scratch *s = *sp;
+    if (s == NULL)
+        return;
+    free(s->logits);
+    free(s->candidate);
+    free(s->count);
+    free(s);
+    *sp = NULL;
+}
+
+void sampling_init(struct sampling *s)
+{
+    *s = (struct sampling){.temperature = 1, .top_p = 1, .typical_p = 1, .repetition_penalty = 1};
+}
+
+static bool changes_logits(const struct sequence *s)
+{
+    const struct sampling *p = &s->sampling;
+    return p->repetition_penalty != 1 || p->frequency_penalty != 0 || p->presence_penalty != 0 ||
+           p->bias_count > 0 || p->ignore_eos || p->min_tokens > 0;
+}
+
+static void ban_end_tokens(const struct sequence *s, float *logits, uint32_t vocab)
+{
+    const struct tokenizer *t = s->expert->base->tokenizer;
+    for (uint32_t i = 0; i < vocab; i++)
+        if (tokenizer_is_eog(t, (int32_t)i))
+            logits[i] = -INFINITY;
+}
+
+/* Repetition: divide or multiply, over prompt and answer (Keskar et al. 2019, 4.1); frequency and
+ * presence: subtract, over the answer only, as the OpenAI API defines them. */
+static void penalise(const struct sequence *s, float *logits)
+{
+    const struct sampling *p = &s->sampling;
+    uint32_t *count = s->scratch->count;
+    for (size_t i = 0; i < s->tokens_count; i++) {
+        int32_t id = s->tokens[i];
+        if (p->repetition_penalty != 1 && count[id] == 0)
+            logits[id] = logits[id] > 0 ? logits[id] / p->repetition_penalty
+                                        : logits[id] * p->repetition_penalty;
+        count[id]++;
+    }
+    memset(count, 0, sizeof(*count) * s->scratch->vocab);
+    for (size_t i = s->prompt_count; i < s->tokens_count; i++)
+        count[s->tokens[i]]++;
+    for (size_t i = s->prompt_count; i < s->tokens_count; i++) {
+        int32_t id = s->tokens[i];
+        if (count[id])
+            logits[id] -= (float)count[id] * p->frequency_penalty + p->presence_penalty;
+        count[id] = 0;
+    }
+}
+
+static const float *adjusted(struct sequence *s, const float *logits, uint32_t vocab)
+{
+    const struct sampling *p = &s->sampling;
+    if (!changes_logits(s))
+        return logits;
+    float *mine = s->scratch->logits;
+    memcpy(mine, logits, vocab * sizeof(float));
+    if (p->repetition_penalty != 1 || p->frequency_penalty != 0 || p->presence_penalty != 0)
+        penalise(s, mine);
+    for (size_t i = 0; i < p->bias_count; i++)
+        if (p->bias[i].id >= 0 && (uint32_t)p->bias[i].id < vocab)
+            mine[p->bias[i].id] += p->bias[i].bias;
+    if (p->ignore_eos || s->tokens_count - s->prompt_count < p->min_tokens)
+        ban_end_tokens(s, mine, vocab);
+    return mine;
+}
+
+static int32_t argmax(const float *x, uint32_t n)
+{
+    uint32_t best = 0;
+    for (uint32_t i = 1; i < n; i++)
+        if (x[i] > x[best])
+            best = i;
+    return (int32_t)best;
+}
+
+/* Falling by logit, ties by rising id: a total order, so that results do not depend on the sort. */
+static bool before(const struct candidate *a, const struct candidate *b)
+{
+    return a->logit > b->logit || (a->logit == b->logit && a->id < b->id);
+}
+
+static int by_logit(const void *a, const void *b)
+{
+    return before(a, b) ? -1 : 1;
+}
+
+/* The k best of n candidates to the front, in order: Hoare's selection, then a sort of the k. */
+static void select_top(struct candidate *c, size_t n, size_t k)
+{
+    ptrdiff_t lo = 0, hi = (ptrdiff_t)n - 1, nth = (ptrdiff_t)k - 1;
+    while (lo < hi) {
+        struct candidate pivot = c[lo + (hi - lo) / 2];
+        ptrdiff_t i = lo, j = hi;
+        while (i <= j) {
+            while (before(&c[i], &pivot))
+                i++;
+            while (before(&pivot, &c[j]))
+                j--;
+            if (i <= j) {
+                struct candidate t = c[i];
+                c[i++] = c[j];
+                c[j--] = t;
+            }
+        }
+        if (nth <= j)
+            hi = j;
+        else if (nth >= i)
+            lo = i;
+        else
+            break;
+    }
+    qsort(c, BASE_MIN(k, n), sizeof(*c), by_logit);
+}
+
+static void softmax(struct candidate *c, size_t n, float temperature)
+{
+    double sum = 0;
+    for (size_t i = 0; i < n; i++) {
+        c[i].p = expf((c[i].logit - c[0].logit) / temperature);
+        sum += (double)c[i].p;
+    }
+    for (size_t i = 0; i < n; i++)
+        c[i].p = (float)((double)c[i].p / sum);
+}
+
+static int by_surprise(const void *a, const void *b)
+{
+    const struct candidate *x = a, *y = b;
+    if (x->logit != y->logit) /* logit holds |-log p - entropy| here, see keep_typical */
+        return x->logit < y->logit ? -1 : 1;
+    return x->id < y->id ? -1 : 1;
+}
+
+/* Locally typical sampling (Meister et al. 2022): keep what is closest to the entropy. */
+static size_t keep_typical(struct candidate *c, size_t n, float mass)
+{
+    float entropy = 0, sum = 0;
+    for (size_t i = 0; i < n; i++)
+        if (c[i].p > 0)
+            entropy -= c[i].p * logf(c[i].p);
+    for (size_t i = 0; i < n; i++)
+        c[i].logit = fabsf(-logf(BASE_MAX(c[i].p, 1e-30f)) - entropy);
+    qsort(c, n, sizeof(*c), by_surprise);
+    for (size_t i = 0; i < n; i++) {
+        sum += c[i].p;
+        if (sum >= mass)
+            return i + 1;
+    }
+    return n;
+}
+
+/* Falling probabilities: keep the first whose sum reaches top_p and those above min_p of the best. */
+static size_t keep_nucleus(const struct candidate *c, size_t n, float top_p, float min_p)
+{
+    double sum = 0;
+    for (size_t i = 0; i < n; i++) {
+        if (i > 0 && c[i].p < min_p * c[0].p)
+            return i;
+        sum += (double)c[i].p;
+        if (sum >= (double)top_p)
+            return i + 1;
+    }
+    return n;
+}
+
+static int32_t draw(struct sequence *s, const struct candidate *c, size_t n)
+{
+    double total = 0, at = rng_f64(&s->rng);
+    for (size_t i = 0; i < n; i++)
+        total += (double)c[i].p;
+    at *= total;
+    for (size_t i = 0; i < n; i++) {
+        at -= (double)c[i].p;
+        if (at < 0)
+            return c[i].id;
+    }
+    return c[n - 1].id;
+}
+
+static int32_t sample_random(struct sequence *s, const float *logits, uint32_t vocab)
+{
+    const struct sampling *p = &s->sampling;
+    struct candidate *c = s->scratch->candidate;
+    size_t n = 0, keep = p->top_k > 0 && (uint32_t)p->top_k < vocab ? (size_t)p->top_k : vocab;
+    /* Without top-k, what is 20 temperatures below the best has no mass a float could see. */
+    float best = logits[argmax(logits, vocab)], floor_logit = best - 20 * p->temperature;
+    for (uint32_t i = 0; i < vocab; i++)
+        if (logits[i] >= floor_logit)
+            c[n++] = (struct candidate){logits[i], 0, (int32_t)i};
+    if (n == 0) /* every logit is -inf or not a number */
+        return argmax(logits, vocab);
+    keep = BASE_MIN(keep, n);
+    select_top(c, n, keep);
+    n = keep;
+    softmax(c, n, p->temperature);
+    if (p->typical_p < 1 && p->typical_p > 0) {
+        n = keep_typical(c, n, p->typical_p);
+        for (size_t i = 0; i < n; i++)
+            c[i].logit = c[i].p; /* order by probability again */
+        qsort(c, n, sizeof(*c), by_logit);
+    }
+    n = keep_nucleus(c, n, p->top_p, p->min_p);
+    return draw(s, c, n);
+}
+
+/* Log-probabilities are the model's own (before penalties and temperature), as the API reports them. */
+static void note_logprobs(struct sequence *s, const float *logits, uint32_t vocab, int32_t chosen)
+{
+    uint32_t want = s->logprobs == 255 ? 0 : s->logprobs;
+    float best = logits[argmax(logits, vocab)];
+    double sum = 0;
+    for (uint32_t i = 0; i < vocab; i++)
+        sum += exp((double)(logits[i] - best));
+    double lse = (double)best + log(sum);
+    s->chosen_logprob = (float)((double)logits[chosen] - lse);
+    s->top_count = want;
+    for (uint32_t k = 0; k < want; k++) { /* at most 20 scans of the row: cheaper than a heap's branches */
+        int32_t pick = -1;
+        for (uint32_t i = 0; i < vocab; i++) {
+            if (k > 0) {
+                float last = (float)((double)logits[i] - lse);
+                const struct token_logprob *prev = &s->top[k - 1];
+                if (last > prev->logprob || (last == prev->logprob && (int32_t)i <= prev->id))
+                    continue;
+            }
+            if (pick < 0 || logits[i] > logits[pick])
+                pick = (int32_t)i;
+        }
+        if (pick < 0) {
+            s->top_count = k;
+            return;
+        }
+        s->top[k] = (struct token_logprob){pick, (float)((double)logits[pick] - lse)};
+    }
+}
+
+int32_t sample_token(struct sequence *s, const float *logits, uint32_t vocab)
+{
+    const float *mine = adjusted(s, logits, vocab);
+    int32_t id = s->sampling.temperature <= 0 ? argmax(mine, vocab) : sample_random(s, mine, vocab);
+    if (s->logprobs)
+        note_logprobs(s, logits, vocab, id);
+    return id;
+}

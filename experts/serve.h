@@ -1,0 +1,123 @@
+/* The serving side's inside: what experts_open builds from the store. Private to experts/.
+ *
+ * A `base` is one weight set opened for serving: header, tokenizer, program (shared by shape) and the
+ * argument rows of its layers. An expert is a base plus adapters plus names and defaults. Everything here
+ * is owned by the engine thread once the server runs; tokenizers, templates and infos are immutable and
+ * read by HTTP threads. */
+#ifndef SWITCHYARD_EXPERTS_SERVE_H
+#define SWITCHYARD_EXPERTS_SERVE_H
+
+#include "experts/experts.h"
+#include "experts/model.h"
+#include "experts/set.h"
+
+#define SERVE_ADAPTERS_MAX 4
+
+/* A program and the shape it was compiled for. */
+struct shape_program {
+    struct model_shape shape;
+    struct rdu_program *program;
+    struct shape_program *next;
+};
+
+struct base {
+    char *set_name;
+    struct set_meta *set;
+    struct tokenizer *tokenizer;
+    struct chat_template *template;  /* NULL = none; template_err says why if it could not be parsed */
+    struct err template_err;
+    const struct rdu_program *program;
+    uint32_t *segs;                  /* memtier index of each segment of the set */
+    uint32_t base_idx;
+
+    /* Argument rows; pointers are refreshed when a segment's address changed since the last step. */
+    struct rdu_weight *layers;       /* [n_layers, layer slots] */
+    const struct set_tensor **layer_tensors;
+    struct rdu_weight *globals;      /* [global slots] */
+    const struct set_tensor **global_tensors;
+    const void ***chunks;            /* [global slots] run addresses, NULL if whole */
+    const void **seg_address;        /* [segments] as of the last refresh */
+    uint32_t *window;                /* [n_layers] or NULL */
+    struct base *next;
+};
+
+/* One adapter set opened over a base. */
+struct adapter {
+    char *set_name;
+    struct set_meta *set;
+    uint32_t seg;                    /* memtier index */
+    const void *address;             /* as of the last refresh */
+    struct rdu_delta *deltas;        /* [n_layers, layer slots]; a, b NULL until resident */
+    const struct set_tensor **a, **b;
+    double expert_scale;
+    struct base *base;
+    struct adapter *next;
+};
+
+struct expert {
+    struct expert_info info;
+    struct base *base;               /* NULL if it could not be opened: see error */
+    struct adapter *adapters[SERVE_ADAPTERS_MAX];
+    const struct rdu_delta *deltas[SERVE_ADAPTERS_MAX];
+    uint32_t adapters_count;
+    struct chat_template *template;  /* own override, else NULL */
+    struct err error;
+    uint32_t expert_idx;
+    uint32_t *load_order;            /* adapters, then the base in load order */
+    size_t load_order_count;
+    uint64_t bytes;
+};
+
+struct experts {
+    struct experts_options opt;
+    struct expert *experts;
+    size_t count;
+    struct base *bases;
+    struct adapter *adapters;
+    struct shape_program *programs;
+    struct expert_step *steps;       /* [max_steps] */
+    uint32_t bases_count;
+    struct sampler_scratch *scratch; /* sized for the largest vocabulary */
+};
+
+struct sequence {
+    struct experts *owner;
+    struct expert *expert;
+    int32_t *tokens;                 /* [prompt + max_tokens] */
+    size_t tokens_count, prompt_count, run_count; /* run: tokens whose K and V are in the pages */
+    uint32_t max_tokens;
+    void **pages;
+    uint32_t pages_count;
+    size_t page_bytes;
+    struct sampling sampling;
+    struct rng rng;
+    bool ended;                      /* an end token was sampled */
+    bool hit_limit;
+    bool busy;                       /* part of an open step */
+    uint32_t logprobs;
+    float chosen_logprob;
+    uint32_t top_count;
+    struct token_logprob top[20];
+    struct sampler_scratch *scratch; /* shared by the owner's sequences */
+};
+
+/* arch.c: the whole decoder step of a shape as a graph. */
+enum err_code arch_build(const struct model_shape *m, enum rdu_numerics numerics,
+                         struct rdu_graph **ret, struct err *e) BASE_NODISCARD;
+
+/* sample.c: pick a token from one row of logits. `history` is prompt + generated. Fills the sequence's
+ * log-probabilities if it asked for them. No allocation: scratch is sized for the vocabulary. */
+struct sampler_scratch;
+struct sampler_scratch *sampler_scratch_open(uint32_t vocab);
+void sampler_scratch_close(struct sampler_scratch **s);
+int32_t sample_token(struct sequence *s, const float *logits, uint32_t vocab);
+
+/* step.c */
+enum err_code steps_open(struct experts *x, struct err *e) BASE_NODISCARD;
+void steps_close(struct experts *x);
+/* Open a step that makes logits of every token (all_outs) and samples nothing: eval.c. */
+enum err_code step_open_eval(struct experts *x, const struct step_item *items, size_t count, bool all_outs,
+                             struct expert_step **ret, struct err *e) BASE_NODISCARD;
+const float *step_logits(const struct expert_step *s, uint32_t out_idx);
+
+#endif

@@ -1,0 +1,485 @@
+/* The step: one batch of prefill chunks and decode tokens over one base, as a cursor over stages. It pins
+ * all segments it will touch in the order it will touch them and runs as far as they have arrived, so a cold
+ * expert starts to compute when its first layer is in. Every table is allocated when the experts open: a
+ * step allocates nothing. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "experts/serve.h"
+
+struct expert_step {
+    struct experts *owner;
+    struct base *base;
+    bool open, eval;
+    uint32_t items_count, n_tokens, n_outs, groups_count, adapters_count;
+    struct sequence **seq;          /* [max_step_items] */
+    uint32_t *item_tokens;          /* [max_step_items] */
+    int32_t *out_of_item;           /* [max_step_items] row of its logits or -1 */
+
+    int32_t *tokens;                /* [max_step_tokens] */
+    uint32_t *pos, *seq_idx, *outs; /* [max_step_tokens] */
+    void *const **kv_pages;         /* [max_step_items] */
+    struct rdu_token_group *groups; /* [max_step_items] */
+    struct adapter **adapters;      /* [max_step_items * SERVE_ADAPTERS_MAX], distinct */
+    float *x, *logits;
+    size_t x_floats, logits_floats, logits_stride;
+
+    uint32_t *segs;                 /* load order of this step */
+    size_t segs_count, segs_cap;
+    size_t ready_for_embed;         /* leading segments that stage 0 needs */
+    struct memtier_lease *lease;
+    struct rdu_args args;
+    uint32_t stage, stages;         /* next stage to run; layers + 2 in all (+ 1 less without outs) */
+    struct step_stats stats;
+    uint64_t opened_ns;
+    uint8_t *run_seen;              /* [embedding runs] touched by the step's tokens */
+    size_t run_seen_cap;
+};
+
+/* ---- tables ------------------------------------------------------------------------------------------ */
+
+static float *map_floats(size_t count)
+{
+    size_t bytes = (count * sizeof(float) + 63) & ~(size_t)63;
+    float *p = aligned_alloc(64, bytes);
+    if (p)
+        memset(p, 0, bytes);
+    return p;
+}
+
+static void step_free(struct expert_step *s)
+{
+    free(s->seq);
+    free(s->item_tokens);
+    free(s->out_of_item);
+    free(s->tokens);
+    free(s->pos);
+    free(s->seq_idx);
+    free(s->outs);
+    free((void *)s->kv_pages);
+    free(s->groups);
+    free(s->adapters);
+    free(s->x);
+    free(s->logits);
+    free(s->segs);
+    free(s->run_seen);
+}
+
+/* Room for any base of the store: the widest x, the largest vocabulary, the longest load order. */
+struct extents {
+    size_t x_width, vocab, segments, runs;
+};
+
+static struct extents extents_of(const struct experts *x)
+{
+    struct extents m = {16, RDU_GROUP, 1, 1};
+    for (const struct base *b = x->bases; b; b = b->next) {
+        m.x_width = BASE_MAX(m.x_width, ((size_t)rdu_program_width(b->program) + 15) & ~(size_t)15);
+        m.vocab = BASE_MAX(m.vocab, ((size_t)rdu_program_vocab(b->program) + 15) & ~(size_t)15);
+        m.segments = BASE_MAX(m.segments, b->set->segments);
+        m.runs = BASE_MAX(m.runs, BASE_MAX(b->set->embed_runs, b->set->head_runs));
+    }
+    return m;
+}
+
+static enum err_code step_alloc(struct experts *x, struct expert_step *s, const struct extents *m,
+                                struct err *e)
+{
+    size_t items = x->opt.max_step_items, tokens = x->opt.max_step_tokens;
+    s->owner = x;
+    s->seq = mem_array(items, sizeof(*s->seq));
+    s->item_tokens = mem_array(items, sizeof(*s->item_tokens));
+    s->out_of_item = mem_array(items, sizeof(*s->out_of_item));
+    s->tokens = mem_array(tokens, sizeof(*s->tokens));
+    s->pos = mem_array(tokens, sizeof(*s->pos));
+    s->seq_idx = mem_array(tokens, sizeof(*s->seq_idx));
+    s->outs = mem_array(tokens, sizeof(*s->outs));
+    s->kv_pages = mem_array(items, sizeof(*s->kv_pages));
+    s->groups = mem_array(items, sizeof(*s->groups));
+    s->adapters = mem_array(items * SERVE_ADAPTERS_MAX, sizeof(*s->adapters));
+    s->segs_cap = m->segments + items * SERVE_ADAPTERS_MAX;
+    s->segs = mem_array(s->segs_cap, sizeof(*s->segs));
+    s->run_seen_cap = m->runs;
+    s->run_seen = mem_array(m->runs, 1);
+    s->x_floats = tokens * m->x_width;
+    s->logits_floats = BASE_MAX(items, 32) * m->vocab;
+    s->x = map_floats(s->x_floats);
+    s->logits = map_floats(s->logits_floats);
+    if (s->x == NULL || s->logits == NULL)
+        return err_set(e, ERR_NO_MEMORY, "cannot allocate %zu floats for the steps' logits",
+                       s->logits_floats);
+    return ERR_OK;
+}
+
+enum err_code steps_open(struct experts *x, struct err *e)
+{
+    struct extents m = extents_of(x);
+    x->steps = mem_array(x->opt.max_steps, sizeof(*x->steps));
+    for (uint32_t i = 0; i < x->opt.max_steps; i++) {
+        enum err_code code = step_alloc(x, &x->steps[i], &m, e);
+        if (code != ERR_OK)
+            return code;
+    }
+    x->scratch = sampler_scratch_open((uint32_t)m.vocab);
+    return ERR_OK;
+}
+
+void steps_close(struct experts *x)
+{
+    for (uint32_t i = 0; x->steps && i < x->opt.max_steps; i++)
+        step_free(&x->steps[i]);
+    free(x->steps);
+    x->steps = NULL;
+    sampler_scratch_close(&x->scratch);
+}
+
+/* ---- opening ------------------------------------------------------------------------------------------- */
+
+static void add_adapters(struct expert_step *s, const struct expert *ex)
+{
+    for (uint32_t i = 0; i < ex->adapters_count; i++) {
+        uint32_t k = 0;
+        while (k < s->adapters_count && s->adapters[k] != ex->adapters[i])
+            k++;
+        if (k == s->adapters_count)
+            s->adapters[s->adapters_count++] = ex->adapters[i];
+    }
+}
+
+/* Items of one expert are neighbours, so that a token group is one run of tokens. Insertion by expert
+ * index: a step has few items and they mostly come sorted. */
+static void sort_items(struct expert_step *s)
+{
+    for (uint32_t i = 1; i < s->items_count; i++) {
+        struct sequence *seq = s->seq[i];
+        uint32_t tokens = s->item_tokens[i], k = i;
+        for (; k > 0 && s->seq[k - 1]->expert->expert_idx > seq->expert->expert_idx; k--) {
+            s->seq[k] = s->seq[k - 1];
+            s->item_tokens[k] = s->item_tokens[k - 1];
+        }
+        s->seq[k] = seq;
+        s->item_tokens[k] = tokens;
+    }
+}
+
+static void add_item_tokens(struct expert_step *s, uint32_t item, bool all_outs)
+{
+    const struct sequence *seq = s->seq[item];
+    uint32_t n = s->item_tokens[item];
+    for (uint32_t i = 0; i < n; i++) {
+        uint32_t t = s->n_tokens + i;
+        s->tokens[t] = seq->tokens[seq->run_count + i];
+        s->pos[t] = (uint32_t)(seq->run_count + i);
+        s->seq_idx[t] = item;
+        if (all_outs)
+            s->outs[s->n_outs++] = t;
+    }
+    s->out_of_item[item] = -1;
+    if (!all_outs && seq->run_count + n == seq->tokens_count) {
+        s->out_of_item[item] = (int32_t)s->n_outs;
+        s->outs[s->n_outs++] = s->n_tokens + n - 1;
+    }
+    s->kv_pages[item] = seq->pages;
+    s->n_tokens += n;
+}
+
+static void add_group(struct expert_step *s, uint32_t item, uint32_t token_from)
+{
+    const struct expert *ex = s->seq[item]->expert;
+    if (item > 0 && s->seq[item - 1]->expert == ex) {
+        s->groups[s->groups_count - 1].token_count += s->item_tokens[item];
+        return;
+    }
+    s->groups[s->groups_count++] = (struct rdu_token_group){
+        .token_from = token_from, .token_count = s->item_tokens[item],
+        .deltas = ex->deltas, .adapters_count = ex->adapters_count};
+}
+
+static void add_seg(struct expert_step *s, uint32_t seg)
+{
+    s->segs[s->segs_count++] = seg;
+}
+
+/* Which runs of the embedding the step's tokens need: these few load first, so that layer 0 can start. */
+static void mark_embedding_runs(struct expert_step *s)
+{
+    const struct set_meta *set = s->base->set;
+    const struct set_tensor *t = set_find(set, "token_embd.weight");
+    memset(s->run_seen, 0, s->run_seen_cap);
+    for (uint32_t i = 0; i < s->n_tokens; i++)
+        s->run_seen[set->embed_runs > 1 ? (uint32_t)s->tokens[i] / t->run_rows : 0] = 1;
+}
+
+/* Load order: touched embedding runs, adapters, layers, small globals, then the head. */
+static void make_segs(struct expert_step *s)
+{
+    const struct base *b = s->base;
+    const struct set_meta *set = b->set;
+    bool tied = set->head_segment == set->embed_segment;
+    s->segs_count = 0;
+    mark_embedding_runs(s);
+    for (uint32_t i = 0; i < set->embed_runs; i++)
+        if (s->run_seen[i])
+            add_seg(s, b->segs[set->embed_segment + i]);
+    for (uint32_t i = 0; i < s->adapters_count; i++)
+        add_seg(s, s->adapters[i]->seg);
+    s->ready_for_embed = s->segs_count;
+    for (uint32_t i = 0; i < set->shape.layers; i++)
+        add_seg(s, b->segs[set->layer_segment + i]);
+    if (s->n_outs == 0)
+        return;
+    add_seg(s, b->segs[set->norm_segment]);
+    for (uint32_t i = 0; i < set->head_runs; i++)
+        if (!tied || !s->run_seen[i])
+            add_seg(s, b->segs[set->head_segment + i]);
+}
+
+static void fill_args(struct expert_step *s)
+{
+    const struct experts *x = s->owner;
+    const struct base *b = s->base;
+    s->logits_stride = ((size_t)rdu_program_vocab(b->program) + 15) & ~(size_t)15;
+    s->args = (struct rdu_args){
+        .n_tokens = s->n_tokens, .n_outs = s->n_outs, .n_layers = b->set->shape.layers,
+        .tokens = s->tokens, .pos = s->pos, .seq = s->seq_idx, .kv_pages = s->kv_pages,
+        .kv_page_tokens = x->opt.kv_page_tokens,
+        .kv_type = x->opt.kv_type == EXPERT_KV_F16 ? RDU_KV_F16 : RDU_KV_F32,
+        .outs = s->outs, .globals = b->globals, .layers = b->layers, .window = b->window,
+        .groups = s->groups, .groups_count = s->groups_count,
+        .x = s->x, .logits = s->logits, .logits_stride = s->logits_stride};
+    s->stages = b->set->shape.layers + (s->n_outs ? 2 : 1);
+}
+
+static struct expert_step *find_free(struct experts *x)
+{
+    for (uint32_t i = 0; i < x->opt.max_steps; i++)
+        if (!x->steps[i].open)
+            return &x->steps[i];
+    return NULL;
+}
+
+static enum err_code check_items(const struct experts *x, const struct step_item *items, size_t count,
+                                 struct err *e)
+{
+    uint64_t tokens = 0;
+    if (count == 0 || count > x->opt.max_step_items)
+        return err_set(e, ERR_INVALID, "a step has 1 to %u sequences, not %zu", x->opt.max_step_items, count);
+    for (size_t i = 0; i < count; i++) {
+        const struct sequence *s = items[i].seq;
+        if (s->busy || items[i].n_tokens == 0 || items[i].n_tokens > sequence_pending(s) ||
+            s->expert->base != items[0].seq->expert->base)
+            return err_set(e, ERR_INTERNAL, "step item %zu: busy, of another base, or %u of %zu tokens", i,
+                           items[i].n_tokens, sequence_pending(s));
+        tokens += items[i].n_tokens;
+    }
+    if (tokens > x->opt.max_step_tokens)
+        return err_set(e, ERR_INVALID, "a step has at most %u tokens, not %llu", x->opt.max_step_tokens,
+                       (unsigned long long)tokens);
+    return ERR_OK;
+}
+
+enum err_code step_open_eval(struct experts *x, const struct step_item *items, size_t count, bool all_outs,
+                             struct expert_step **ret, struct err *e)
+{
+    enum err_code code = check_items(x, items, count, e);
+    if (code != ERR_OK)
+        return code;
+    struct expert_step *s = find_free(x);
+    if (s == NULL)
+        return err_set(e, ERR_BUSY, "all %u steps are open", x->opt.max_steps);
+    s->base = items[0].seq->expert->base;
+    s->items_count = (uint32_t)count;
+    s->n_tokens = s->n_outs = s->groups_count = s->adapters_count = s->stage = 0;
+    for (uint32_t i = 0; i < count; i++) {
+        s->seq[i] = items[i].seq;
+        s->item_tokens[i] = items[i].n_tokens;
+    }
+    sort_items(s);
+    for (uint32_t i = 0; i < count; i++) {
+        add_group(s, i, s->n_tokens);
+        add_item_tokens(s, i, all_outs);
+        add_adapters(s, s->seq[i]->expert);
+    }
+    make_segs(s);
+    fill_args(s);
+    if (s->n_outs * s->logits_stride > s->logits_floats)
+        return err_set(e, ERR_INVALID, "%u rows of logits do not fit a step", s->n_outs);
+    s->opened_ns = clock_ns();
+    code = memtier_reserve(x->opt.memtier, s->segs, s->segs_count, s->opened_ns, &s->lease, e);
+    if (code != ERR_OK)
+        return code;
+    s->open = true;
+    s->eval = all_outs;
+    s->stats = (struct step_stats){.load_bytes = memtier_lease_load_bytes(s->lease),
+                                   .origin = memtier_lease_origin(s->lease), .tokens = s->n_tokens,
+                                   .sequences = s->items_count, .adapters = s->adapters_count};
+    for (uint32_t i = 0; i < count; i++)
+        s->seq[i]->busy = true;
+    *ret = s;
+    return ERR_OK;
+}
+
+enum err_code expert_step_open(struct experts *x, const struct step_item *items, size_t count,
+                               struct expert_step **ret, struct err *e)
+{
+    return step_open_eval(x, items, count, false, ret, e);
+}
+
+/* ---- addresses -------------------------------------------------------------------------------------------- */
+
+static const void *tensor_address(const struct experts *x, const struct base *b, const struct set_tensor *t)
+{
+    return (const char *)memtier_ptr(x->opt.memtier, b->segs[t->segment]) + t->offset;
+}
+
+/* A segment keeps its address while it is resident, so most steps find nothing to do here. */
+static bool address_changed(const struct experts *x, struct base *b, uint32_t segment)
+{
+    const void *now = memtier_ptr(x->opt.memtier, b->segs[segment]);
+    if (b->seg_address[segment] == now)
+        return false;
+    b->seg_address[segment] = now;
+    return true;
+}
+
+static void refresh_layer(const struct experts *x, struct base *b, uint32_t layer)
+{
+    if (!address_changed(x, b, b->set->layer_segment + layer))
+        return;
+    uint32_t per_layer = rdu_program_slots(b->program, RDU_SECTION_LAYER);
+    for (uint32_t i = layer * per_layer; i < (layer + 1) * per_layer; i++)
+        b->layers[i].data = tensor_address(x, b, b->layer_tensors[i]);
+}
+
+/* Runs of the embedding that no token touches keep a stale address: nothing reads it. */
+static void refresh_globals(const struct experts *x, struct base *b, const struct expert_step *s, bool head)
+{
+    uint32_t globals = rdu_program_slots(b->program, RDU_SECTION_HEAD);
+    for (uint32_t i = 0; i < globals; i++) {
+        const struct set_tensor *t = b->global_tensors[i];
+        bool is_embedding = t->segment == b->set->embed_segment;
+        if (!head && !is_embedding)
+            continue;
+        if (t->runs <= 1) {
+            b->globals[i].data = tensor_address(x, b, t);
+            continue;
+        }
+        bool all = head && t->segment == b->set->head_segment;
+        for (uint32_t r = 0; r < t->runs; r++)
+            if (all || (is_embedding && s->run_seen[r]))
+                b->chunks[i][r] = memtier_ptr(x->opt.memtier, b->segs[t->segment + r]);
+    }
+}
+
+static void refresh_adapters(const struct experts *x, struct expert_step *s)
+{
+    for (uint32_t k = 0; k < s->adapters_count; k++) {
+        struct adapter *a = s->adapters[k];
+        const char *now = memtier_ptr(x->opt.memtier, a->seg);
+        if (a->address == now)
+            continue;
+        a->address = now;
+        size_t count = (size_t)a->base->set->shape.layers *
+                       rdu_program_slots(a->base->program, RDU_SECTION_LAYER);
+        for (size_t i = 0; i < count; i++)
+            if (a->a[i]) {
+                a->deltas[i].a = now + a->a[i]->offset;
+                a->deltas[i].b = now + a->b[i]->offset;
+            }
+    }
+}
+
+/* ---- running ------------------------------------------------------------------------------------------------- */
+
+/* Stages that may run now: [stage, result). */
+static uint32_t runnable(const struct expert_step *s)
+{
+    size_t ready = memtier_lease_ready(s->lease);
+    if (ready < s->ready_for_embed)
+        return 0;
+    if (ready == s->segs_count)
+        return s->stages;
+    uint32_t layers = s->base->set->shape.layers;
+    return 1 + (uint32_t)BASE_MIN(ready - s->ready_for_embed, layers);
+}
+
+static void refresh_stages(struct expert_step *s, uint32_t to)
+{
+    const struct experts *x = s->owner;
+    uint32_t layers = s->base->set->shape.layers;
+    for (uint32_t stage = s->stage; stage < to; stage++) {
+        if (stage == 0) {
+            refresh_globals(x, s->base, s, false);
+            refresh_adapters(x, s);
+        } else if (stage <= layers) {
+            refresh_layer(x, s->base, stage - 1);
+        } else {
+            refresh_globals(x, s->base, s, true);
+        }
+    }
+}
+
+/* The step is through: tokens count as run, and sequences with nothing pending get their next token. */
+static void finish(struct expert_step *s)
+{
+    uint32_t vocab = rdu_program_vocab(s->base->program);
+    for (uint32_t i = 0; i < s->items_count; i++) {
+        struct sequence *seq = s->seq[i];
+        seq->run_count += s->item_tokens[i];
+        if (s->out_of_item[i] < 0 || s->eval)
+            continue;
+        if (sequence_generated(seq) >= seq->max_tokens) {
+            seq->hit_limit = true; /* max_tokens 0: prefill only */
+            continue;
+        }
+        seq->scratch = s->owner->scratch;
+        int32_t id = sample_token(seq, s->logits + (size_t)s->out_of_item[i] * s->logits_stride, vocab);
+        seq->tokens[seq->tokens_count++] = id;
+        seq->ended = tokenizer_is_eog(seq->expert->base->tokenizer, id) && !seq->sampling.ignore_eos;
+        seq->hit_limit = sequence_generated(seq) >= seq->max_tokens;
+    }
+}
+
+enum step_state expert_step_advance(struct expert_step *s, struct err *e)
+{
+    const struct experts *x = s->owner;
+    memtier_poll(x->opt.memtier);
+    if (!memtier_lease_ok(s->lease, e))
+        return STEP_FAILED;
+    uint32_t to = runnable(s);
+    if (to > s->stage) {
+        uint64_t start = clock_ns();
+        refresh_stages(s, to);
+        rdu_node_run(x->opt.node, s->base->program, &s->args, s->stage, to);
+        s->stats.run_ns += clock_ns() - start;
+        s->stage = to;
+    }
+    if (s->stage < s->stages)
+        return STEP_BLOCKED;
+    uint64_t ready_ns = memtier_lease_ready_ns(s->lease);
+    s->stats.load_wait_ns = ready_ns > s->opened_ns ? ready_ns - s->opened_ns : 0;
+    finish(s);
+    return STEP_DONE;
+}
+
+void expert_step_stats(const struct expert_step *s, struct step_stats *ret)
+{
+    *ret = s->stats;
+}
+
+void expert_step_close(struct expert_step **sp)
+{
+    struct expert_step *s = *sp;
+    if (s == NULL)
+        return;
+    for (uint32_t i = 0; i < s->items_count; i++)
+        s->seq[i]->busy = false;
+    memtier_release(s->owner->opt.memtier, &s->lease);
+    s->open = false;
+    *sp = NULL;
+}
+
+const float *step_logits(const struct expert_step *s, uint32_t out_idx)
+{
+    return s->logits + out_idx * s->logits_stride;
+}

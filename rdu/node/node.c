@@ -1,0 +1,314 @@
+/* The node: sockets, the host threads that play them, scratch. With T threads each plays S / T sockets;
+ * the row shards of neighbouring sockets are neighbours in memory, so one thread runs them as one kernel
+ * call and emulating eight sockets costs nothing beyond dividing the rows (run.c). */
+#include <sched.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "rdu/node/node.h"
+
+/* Scratch comes from mmap so that it is page-aligned, zeroed and can use huge pages. */
+static void *scratch_map(size_t bytes)
+{
+    void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (p == MAP_FAILED)
+        return NULL;
+    madvise(p, bytes, MADV_HUGEPAGE);
+    return p;
+}
+
+static void scratch_unmap(void *p, size_t bytes)
+{
+    if (p)
+        munmap(p, bytes);
+}
+
+static void pin_to(uint32_t thread_idx)
+{
+    cpu_set_t allowed, one;
+    if (sched_getaffinity(0, sizeof(allowed), &allowed) != 0)
+        return;
+    uint32_t seen = 0;
+    for (int cpu = 0; cpu < CPU_SETSIZE; cpu++) {
+        if (!CPU_ISSET(cpu, &allowed) || seen++ != thread_idx)
+            continue;
+        CPU_ZERO(&one);
+        CPU_SET(cpu, &one);
+        sched_setaffinity(0, sizeof(one), &one); /* a refusal only costs locality */
+        return;
+    }
+}
+
+static void *worker_main(void *arg)
+{
+    struct node_worker *w = arg;
+    struct rdu_node *n = w->node;
+    if (n->opt.pin_threads)
+        pin_to(w->thread_idx);
+    uint32_t seen = 0;
+    for (;;) {
+        node_gate_wait(&n->job, seen);
+        seen = atomic_load(&n->job.value);
+        if (atomic_load(&n->stop))
+            return NULL;
+        node_work(w);
+        node_barrier_wait(&n->barrier); /* the caller returns when all are through */
+    }
+}
+
+static enum err_code check_options(const struct rdu_node_options *o, struct err *e)
+{
+    if (o->sockets < 1 || o->sockets > NODE_SOCKETS_MAX)
+        return err_set_param(e, ERR_INVALID, "rdu.sockets", "%u sockets: 1 to %d are possible",
+                             o->sockets, NODE_SOCKETS_MAX);
+    if (o->threads < 1 || o->threads > o->sockets)
+        return err_set_param(e, ERR_INVALID, "rdu.threads",
+                             "%u threads for %u sockets: a socket is played by one thread, so use 1 to "
+                             "%u, or more sockets",
+                             o->threads, o->sockets, o->sockets);
+    return ERR_OK;
+}
+
+enum err_code rdu_node_open(const struct rdu_node_options *opt, struct rdu_node **ret, struct err *e)
+{
+    enum err_code code = check_options(opt, e);
+    if (code != ERR_OK)
+        return code;
+    struct rdu_node *n = mem_alloc(sizeof(*n));
+    n->opt = *opt;
+    n->barrier.threads = opt->threads;
+    code = rdu_kernels_init(&n->kernels, opt->cpu, e);
+    for (uint32_t i = 0; code == ERR_OK && i < opt->threads; i++) {
+        struct node_worker *w = &n->worker[i];
+        w->node = n;
+        w->thread_idx = i;
+        char name[16];
+        snprintf(name, sizeof(name), "socket-%u", i);
+        if (i > 0) /* the caller is worker 0 */
+            code = thread_start(&w->thread, name, worker_main, w, e);
+        if (code != ERR_OK)
+            n->opt.threads = i; /* close joins only those that run */
+    }
+    if (code != ERR_OK) {
+        rdu_node_close(&n);
+        return code;
+    }
+    *ret = n;
+    return ERR_OK;
+}
+
+static void worker_free(struct rdu_node *n, struct node_worker *w)
+{
+    scratch_unmap(w->local_arena, n->local_bytes);
+    free(w->delta_u);
+    free(w->delta_v);
+    free(w->delta_y);
+    free(w->attn_state);
+    w->local_arena = NULL;
+    w->delta_u = w->delta_v = w->delta_y = w->attn_state = NULL;
+}
+
+void rdu_node_close(struct rdu_node **np)
+{
+    struct rdu_node *n = *np;
+    if (n == NULL)
+        return;
+    atomic_store(&n->stop, true);
+    node_gate_publish(&n->job, atomic_load(&n->job.value) + 1);
+    for (uint32_t i = 1; i < n->opt.threads; i++)
+        thread_join(n->worker[i].thread);
+    for (uint32_t i = 0; i < NODE_SOCKETS_MAX; i++)
+        worker_free(n, &n->worker[i]);
+    scratch_unmap(n->arena, n->arena_bytes);
+    free(n);
+    *np = NULL;
+}
+
+const char *rdu_node_isa(const struct rdu_node *n)
+{
+    return n->kernels.isa;
+}
+
+uint32_t rdu_node_sockets(const struct rdu_node *n)
+{
+    return n->opt.sockets;
+}
+
+uint32_t rdu_node_threads(const struct rdu_node *n)
+{
+    return n->opt.threads;
+}
+
+void rdu_node_stats(const struct rdu_node *n, struct rdu_node_stats *ret)
+{
+    *ret = n->stats;
+}
+
+/* Widest matrix whose rows a delta may touch: bounds the per-thread temporaries. */
+static uint32_t widest_rows(const struct rdu_slot_list *list, uint32_t widest)
+{
+    for (uint32_t i = 0; i < list->count; i++)
+        widest = BASE_MAX(widest, list->slots[i].rows);
+    return widest;
+}
+
+static uint32_t attention_floats(const struct rdu_program *p)
+{
+    uint32_t most = 0;
+    for (int s = 0; s < RDU_SECTIONS; s++)
+        for (uint32_t i = 0; i < p->section[s].count; i++) {
+            const struct rdu_launch *l = &p->section[s].launches[i];
+            if (l->kernel == RDU_KERNEL_ATTENTION)
+                most = BASE_MAX(most, l->attention.heads * (2 + l->attention.head_dim));
+        }
+    return most;
+}
+
+/* 64-byte aligned floats, so that kernels may use aligned stores. */
+static float *floats_alloc(size_t count)
+{
+    size_t bytes = (count * sizeof(float) + 63) & ~(size_t)63;
+    float *p = aligned_alloc(64, BASE_MAX(bytes, 64));
+    if (p)
+        memset(p, 0, bytes);
+    return p;
+}
+
+static bool worker_alloc(struct rdu_node *n, struct node_worker *w)
+{
+    w->local_arena = scratch_map(n->local_bytes);
+    w->delta_u = floats_alloc((size_t)NODE_TILE * NODE_RANK_MAX);
+    w->delta_v = floats_alloc((size_t)NODE_TILE * n->tile_rows);
+    w->delta_y = floats_alloc((size_t)NODE_TILE * n->tile_rows);
+    w->attn_state = floats_alloc(n->attn_floats + 16);
+    return w->local_arena && w->delta_u && w->delta_v && w->delta_y && w->attn_state;
+}
+
+enum err_code rdu_node_prepare(struct rdu_node *n, const struct rdu_program *p, uint32_t n_tokens,
+                               uint32_t n_outs, struct err *e)
+{
+    size_t arena, local = p->row_bytes_peak * NODE_LOCAL_TOKENS + 64;
+    uint32_t rows = BASE_MAX(n_tokens, n_outs);
+    if (!size_mul(p->row_bytes_peak, rows, &arena) || !size_add(arena, 64, &arena))
+        return err_set(e, ERR_NO_MEMORY, "scratch for %u tokens overflows", rows);
+    if (arena > n->arena_bytes) {
+        void *fresh = scratch_map(arena);
+        if (fresh == NULL)
+            return err_set_errno(e, ERR_NO_MEMORY, "cannot map %zu bytes of scratch for %u tokens", arena,
+                                 rows);
+        scratch_unmap(n->arena, n->arena_bytes);
+        n->arena = fresh;
+        n->arena_bytes = arena;
+    }
+    uint32_t tile_rows = (widest_rows(&p->layer_slots, 0) + 15u) & ~15u;
+    uint32_t attn = attention_floats(p);
+    if (local <= n->local_bytes && tile_rows <= n->tile_rows && attn <= n->attn_floats)
+        return ERR_OK;
+    for (uint32_t i = 0; i < n->opt.threads; i++)
+        worker_free(n, &n->worker[i]);
+    n->local_bytes = BASE_MAX(local, n->local_bytes);
+    n->tile_rows = BASE_MAX(tile_rows, n->tile_rows);
+    n->attn_floats = BASE_MAX(attn, n->attn_floats);
+    for (uint32_t i = 0; i < n->opt.threads; i++)
+        if (!worker_alloc(n, &n->worker[i]))
+            return err_set(e, ERR_NO_MEMORY, "cannot allocate scratch of socket thread %u", i);
+    return ERR_OK;
+}
+
+static void count_run(struct rdu_node *n, uint64_t start_ns)
+{
+    const struct rdu_program *p = n->program;
+    uint32_t last = n->args->n_layers + 1;
+    n->stats.runs++;
+    n->stats.host_ns += clock_ns() - start_ns;
+    for (uint32_t s = n->stage_from; s < n->stage_to; s++) {
+        enum rdu_section section = s == 0 ? RDU_SECTION_EMBED
+                                          : (s == last ? RDU_SECTION_HEAD : RDU_SECTION_LAYER);
+        n->stats.launches += p->section[section].count;
+    }
+    if (n->stage_from < last && n->stage_to >= last) { /* the last layer ran: the base was read once */
+        n->stats.base_reads++;
+        n->stats.tokens += n->args->n_tokens;
+    }
+}
+
+static void run_interpreted(struct rdu_node *n)
+{
+    uint32_t last = n->args->n_layers + 1;
+    for (uint32_t s = n->stage_from; s < n->stage_to; s++) {
+        if (s == 0)
+            rdu_interp_section(n->program, n->args, RDU_SECTION_EMBED, 0);
+        else if (s == last)
+            rdu_interp_section(n->program, n->args, RDU_SECTION_HEAD, 0);
+        else
+            rdu_interp_section(n->program, n->args, RDU_SECTION_LAYER, s - 1);
+    }
+}
+
+void rdu_node_run(struct rdu_node *n, const struct rdu_program *p, const struct rdu_args *args,
+                  uint32_t stage_from, uint32_t stage_to)
+{
+    uint64_t start_ns = clock_ns();
+    n->program = p;
+    n->args = args;
+    n->stage_from = stage_from;
+    n->stage_to = stage_to;
+    if (p->opt.exec == RDU_EXEC_INTERP) {
+        run_interpreted(n);
+    } else {
+        if (n->opt.threads > 1)
+            node_gate_publish(&n->job, atomic_load(&n->job.value) + 1);
+        node_work(&n->worker[0]);
+        node_barrier_wait(&n->barrier);
+    }
+    count_run(n, start_ns);
+}
+
+/* ---- read bandwidth -------------------------------------------------------------------------- */
+
+struct read_job {
+    const uint64_t *data;
+    size_t words;
+    uint64_t sum;
+};
+
+static void *read_main(void *arg)
+{
+    struct read_job *j = arg;
+    uint64_t s[8] = {0};
+    for (size_t i = 0; i + 8 <= j->words; i += 8)
+        for (int k = 0; k < 8; k++)
+            s[k] += j->data[i + (size_t)k];
+    for (int k = 0; k < 8; k++)
+        j->sum += s[k];
+    return NULL;
+}
+
+double rdu_node_measure_read(struct rdu_node *n, size_t bytes)
+{
+    uint32_t threads = n->opt.threads;
+    bytes &= ~(size_t)4095;
+    uint64_t *data = scratch_map(bytes);
+    if (data == NULL)
+        return 0;
+    memset(data, 1, bytes);
+    double best = 0;
+    for (int round = 0; round < 5; round++) {
+        struct read_job job[NODE_SOCKETS_MAX];
+        pthread_t thread[NODE_SOCKETS_MAX];
+        uint64_t start = clock_ns();
+        for (uint32_t i = 0; i < threads; i++) {
+            job[i] = (struct read_job){data + bytes / 8 / threads * i, bytes / 8 / threads, 0};
+            if (i > 0 && thread_start(&thread[i], "read", read_main, &job[i], NULL) != ERR_OK)
+                threads = i;
+        }
+        read_main(&job[0]);
+        for (uint32_t i = 1; i < threads; i++)
+            thread_join(thread[i]);
+        double rate = (double)bytes / ((double)(clock_ns() - start) * 1e-9);
+        best = BASE_MAX(best, rate);
+    }
+    munmap(data, bytes);
+    return best;
+}

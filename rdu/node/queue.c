@@ -1,0 +1,58 @@
+/* Waiting: the job gate that starts a run and the barrier between launches. A barrier costs a few hundred
+ * nanoseconds when all threads run; when one was descheduled the others give the processor back after
+ * about 50 us instead of burning it (two spinning threads on a shared machine lose far more). */
+#include <immintrin.h>
+#include <linux/futex.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "rdu/node/node.h"
+
+#define SPIN_ROUNDS 2000 /* of one pause each: about 20 ns on Zen, 60 ns on Skylake and later */
+
+static void futex_wait(_Atomic uint32_t *addr, uint32_t expected)
+{
+    syscall(SYS_futex, addr, FUTEX_WAIT_PRIVATE, expected, NULL, NULL, 0);
+}
+
+static void futex_wake_all(_Atomic uint32_t *addr)
+{
+    syscall(SYS_futex, addr, FUTEX_WAKE_PRIVATE, INT32_MAX, NULL, NULL, 0);
+}
+
+void node_gate_publish(struct node_gate *g, uint32_t value)
+{
+    /* seq_cst on both sides: either the waiter sees the new value, or we see the sleeper. */
+    atomic_store(&g->value, value);
+    if (atomic_load(&g->sleepers) > 0)
+        futex_wake_all(&g->value);
+}
+
+void node_gate_wait(struct node_gate *g, uint32_t old)
+{
+    for (int i = 0; i < SPIN_ROUNDS; i++) {
+        /* acquire: pairs with the store in node_gate_publish. */
+        if (atomic_load_explicit(&g->value, memory_order_acquire) != old)
+            return;
+        _mm_pause();
+    }
+    atomic_fetch_add(&g->sleepers, 1);
+    while (atomic_load(&g->value) == old)
+        futex_wait(&g->value, old);
+    atomic_fetch_sub(&g->sleepers, 1);
+}
+
+void node_barrier_wait(struct node_barrier *b)
+{
+    if (b->threads == 1)
+        return;
+    uint32_t phase = atomic_load_explicit(&b->phase.value, memory_order_relaxed);
+    /* acq_rel: everyone's writes before the barrier are visible to the last to arrive, who releases
+     * them to all through the phase. */
+    if (atomic_fetch_add_explicit(&b->arrived, 1, memory_order_acq_rel) + 1 == b->threads) {
+        atomic_store_explicit(&b->arrived, 0, memory_order_relaxed);
+        node_gate_publish(&b->phase, phase + 1);
+        return;
+    }
+    node_gate_wait(&b->phase, phase);
+}
