@@ -302,12 +302,18 @@ enum err_code gguf_open(const char *path, struct gguf **ret, struct err *e)
     return rc;
 }
 
-enum err_code gguf_read_tensor(const struct gguf *g, const struct gguf_tensor *t, void *dst,
-                               struct err *e)
+enum err_code gguf_read_range(const struct gguf *g, const struct gguf_tensor *t, uint64_t from,
+                              size_t len, void *dst, struct err *e)
 {
     if (!g->files)
         return err_set(e, ERR_INTERNAL, "%s: the tensors of a parsed header have no file", g->label);
     const struct gguf_file *f = &g->files[t->split_idx];
-    enum err_code rc = read_at(f->fd, dst, (size_t)t->bytes, f->data_offset + t->offset, g->label, e);
+    enum err_code rc = read_at(f->fd, dst, len, f->data_offset + t->offset + from, g->label, e);
     return rc == ERR_OK ? ERR_OK : err_wrap(e, "tensor '%s'", t->name);
+}
+
+enum err_code gguf_read_tensor(const struct gguf *g, const struct gguf_tensor *t, void *dst,
+                               struct err *e)
+{
+    return gguf_read_range(g, t, 0, (size_t)t->bytes, dst, e);
 }

@@ -65,8 +65,12 @@ struct gguf {
 enum err_code gguf_scan(const uint8_t *data, size_t len, uint64_t file_bytes, const char *label,
                         size_t *ret_wanted, struct gguf **ret, struct err *e) BASE_NODISCARD;
 const struct gguf_kv *gguf_find_kv(const struct gguf *g, const char *key, size_t key_len);
+/* Part of a tensor's bytes; the range must lie inside it. */
+enum err_code gguf_read_range(const struct gguf *g, const struct gguf_tensor *t, uint64_t from,
+                              size_t len, void *dst, struct err *e) BASE_NODISCARD;
 /* "general.name" with anything unprintable escaped and long text cut; for messages. */
 const char *gguf_show(const char *s, size_t len, char out[96]);
+bool gguf_str_is(struct gguf_str s, const char *text);
 const char *gguf_kind_name(uint32_t kind);
 size_t gguf_kind_bytes(enum gguf_kind kind); /* 0 for strings and arrays */
 

@@ -4,6 +4,11 @@
 #include <stdlib.h>
 #include <string.h>
 
+bool gguf_str_is(struct gguf_str s, const char *text)
+{
+    return s.len == strlen(text) && memcmp(s.data, text, s.len) == 0;
+}
+
 const void *gguf_header(const struct gguf *g, size_t *ret_len)
 {
     *ret_len = g->header_len;

@@ -92,11 +92,6 @@ static struct gguf_str read_str(struct reader *r, const char *key)
     return s;
 }
 
-static bool str_is(struct gguf_str s, const char *text)
-{
-    return s.len == strlen(text) && memcmp(s.data, text, s.len) == 0;
-}
-
 /* ---- parts ---- */
 
 static void read_arch(struct reader *r, struct model_shape *m)
@@ -110,13 +105,15 @@ static void read_arch(struct reader *r, struct model_shape *m)
     struct gguf_str arch = read_str(r, "general.architecture");
     if (r->rc != ERR_OK)
         return;
-    if (type.len && !str_is(type, "model")) {
-        fail(r, ERR_INVALID, "general.type is '%s', not a model%s", gguf_show(type.data, type.len, shown),
-             str_is(type, "adapter") ? "; add an adapter together with its base expert" : "");
+    if (type.len && !gguf_str_is(type, "model")) {
+        bool adapter = gguf_str_is(type, "adapter");
+        fail(r, ERR_INVALID, "general.type is '%s', not a model%s",
+             gguf_show(type.data, type.len, shown),
+             adapter ? "; add an adapter together with its base expert" : "");
         return;
     }
     for (unsigned i = 0; i < MODEL_ARCHS; i++) {
-        if (str_is(arch, arch_names[i])) {
+        if (gguf_str_is(arch, arch_names[i])) {
             m->arch = (enum model_arch)i;
             r->arch = arch_names[i];
             return;
@@ -199,13 +196,13 @@ static void read_rope(struct reader *r, struct model_shape *m)
     /* Before scaling had a type, linear scaling was this key alone. */
     double linear = read_f64(r, "rope.scale_linear", 1e-3, 1e6, 1.0);
     double factor = read_f64(r, "rope.scaling.factor", 0.0, 1e6, linear);
-    if (r->rc != ERR_OK || str_is(kind, "none") || (kind.len == 0 && factor == 1.0))
+    if (r->rc != ERR_OK || gguf_str_is(kind, "none") || (kind.len == 0 && factor == 1.0))
         return;
     /* Converters write factor 0 when the original configuration had none. */
     m->rope_factor = factor > 0 ? factor : 1.0;
-    if (kind.len == 0 || str_is(kind, "linear")) {
+    if (kind.len == 0 || gguf_str_is(kind, "linear")) {
         m->rope_scaling = MODEL_ROPE_LINEAR;
-    } else if (str_is(kind, "yarn")) {
+    } else if (gguf_str_is(kind, "yarn")) {
         m->rope_scaling = MODEL_ROPE_YARN;
         read_yarn(r, m);
     } else {
@@ -299,7 +296,7 @@ static void check_vocab(struct reader *r, const struct model_shape *m)
     struct gguf_str kind = read_str(r, "tokenizer.ggml.model");
     if (r->rc == ERR_OK && kind.len == 0)
         fail(r, ERR_CORRUPT, "required key 'tokenizer.ggml.model' is missing");
-    if (r->rc == ERR_OK && str_is(kind, "gpt2") && !gguf_has(r->g, "tokenizer.ggml.merges"))
+    if (r->rc == ERR_OK && gguf_str_is(kind, "gpt2") && !gguf_has(r->g, "tokenizer.ggml.merges"))
         fail(r, ERR_CORRUPT, "a BPE vocabulary needs 'tokenizer.ggml.merges'");
 }
 

@@ -28,8 +28,9 @@ struct set_tensor {
     uint32_t segment;        /* index into the object's segments (of its first run if in runs) */
     uint64_t offset;         /* in that segment; 0 for every run */
     uint64_t bytes;          /* stored, over all runs */
-    uint32_t runs;           /* segments it spans; 1 = whole */
-    uint32_t run_rows;       /* rows of every run but the last, multiple of RDU_GROUP; 0 if whole */
+    uint32_t runs;           /* consecutive segments it spans, >= 1 */
+    uint32_t run_rows;       /* embedding and head: rows of every run but the last, a multiple of
+                              * RDU_GROUP; 0 = the tensor lies inside one shared segment */
 };
 
 /* Owns everything it points to. Immutable after set_parse; any thread. */
@@ -40,7 +41,9 @@ struct set_meta {
     double adapter_alpha;        /* adapters only; 0 = scale is 1 whatever the rank */
     struct set_tensor *tensors;  /* models: load order; adapters: pairs, lora_a then lora_b */
     size_t tensors_count;
-    uint32_t segments;           /* how many the object must have */
+    uint32_t segments;           /* how many the object has */
+    uint64_t *segment_bytes;     /* [segments] */
+    enum memtier_kind *segment_kind; /* [segments] */
     uint32_t embed_segment, embed_runs;
     uint32_t layer_segment;      /* layer i is segment layer_segment + i */
     uint32_t norm_segment;
@@ -61,6 +64,39 @@ bool set_find_delta(const struct set_meta *s, int32_t layer, const char *slot,
                     const struct set_tensor **ret_a, const struct set_tensor **ret_b,
                     float *ret_scale);
 
+/* Lay out a GGUF file as a set: what will go where, before anything is written. Takes the file over on
+ * success only. `base` = NULL for a model; for an adapter the shape of the model it sits on, against
+ * which every pair is checked. ERR_CORRUPT, ERR_UNSUPPORTED, ERR_INVALID name the tensor or key. */
+enum err_code set_plan_model(struct gguf **g, const struct model_shape *shape, struct set_meta **ret,
+                             struct err *e) BASE_NODISCARD;
+enum err_code set_plan_adapter(struct gguf **g, const struct model_shape *base, struct set_meta **ret,
+                               struct err *e) BASE_NODISCARD;
+/* The description to store with the object. */
+enum err_code set_format(const struct set_meta *s, struct buf *ret, struct err *e) BASE_NODISCARD;
+/* Build the name index once `tensors` is filled. */
+void set_index(struct set_meta *s);
+/* Bytes of all segments. */
+uint64_t set_bytes(const struct set_meta *s);
+
+/* Write the planned segments into the store as object `object`; reads the file behind s->gguf. */
+enum err_code set_write(struct memtier_store *store, const struct set_meta *s, const char *object,
+                        const struct progress *progress, struct expert_add_report *ret, struct err *e)
+    BASE_NODISCARD;
+/* Bytes of tensors back out of the store. `rows` rows from `row_from` (a multiple of RDU_GROUP) as in
+ * the GGUF file, types of the file included, to dst. The reader keeps the last segment it read. */
+struct set_reader {
+    struct memtier_store *store;
+    const struct memtier_object *object;
+    struct set_meta *set;
+    uint8_t *segment;
+    uint32_t segment_idx; /* UINT32_MAX = none */
+};
+enum err_code set_reader_init(struct set_reader *r, struct memtier_store *store,
+                              const char *object, struct err *e) BASE_NODISCARD;
+void set_reader_done(struct set_reader *r);
+enum err_code set_read_rows(struct set_reader *r, const struct set_tensor *t, uint32_t row_from,
+                            uint32_t rows, void *dst, struct err *e) BASE_NODISCARD;
+
 /* What the store says about an expert: the JSON of object "expert/<name>". Strings owned; NULL = none. */
 struct expert_record {
     char *name;
@@ -76,5 +112,17 @@ struct expert_record {
 enum err_code expert_record_parse(const struct memtier_object *o, struct expert_record **ret,
                                   struct err *e) BASE_NODISCARD;
 void expert_record_close(struct expert_record **r);
+enum err_code expert_record_format(const struct expert_record *r, struct buf *ret, struct err *e)
+    BASE_NODISCARD;
+/* Everything but the time of creation. */
+bool expert_record_equal(const struct expert_record *a, const struct expert_record *b);
+/* By name or alias; ERR_NOT_FOUND lists what there is. */
+enum err_code expert_record_find(struct memtier_store *store, const char *name,
+                                 struct expert_record **ret, struct err *e) BASE_NODISCARD;
+/* What lists show. `set` is the base's or the model's, `adapter` NULL for a full model; both may be NULL
+ * when they could not be read. Fill a zeroed struct; expert_info_done frees its strings. */
+void expert_info_fill(struct expert_info *info, const struct expert_record *r,
+                      const struct set_meta *set, const struct set_meta *adapter);
+void expert_info_done(struct expert_info *info);
 
 #endif
