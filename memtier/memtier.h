@@ -35,6 +35,8 @@ enum memtier_access {
 enum err_code memtier_store_open(const char *dir, enum memtier_access access,
                                  struct memtier_store **ret, struct err *e) BASE_NODISCARD;
 void memtier_store_close(struct memtier_store **s);
+/* READ: take in what writers committed since open; object pointers become invalid. Others: no-op. */
+enum err_code memtier_store_refresh(struct memtier_store *s, struct err *e) BASE_NODISCARD;
 const char *memtier_store_path(const struct memtier_store *s);
 uint64_t memtier_store_bytes(const struct memtier_store *s); /* of data files */
 
@@ -101,7 +103,7 @@ struct memtier_options {
     uint64_t hbm_bytes, ddr_bytes;
     enum memtier_loader loader;
     enum memtier_verify verify;
-    const char *policy; /* "lru" */
+    const char *policy; /* "lru", "gdsf"; NULL = "lru" */
     /* Fault injection for tests: called before each read; nonzero errno = the read fails with it. */
     int (*fault)(void *ctx, uint64_t file_offset, size_t bytes);
     void *fault_ctx;
@@ -144,7 +146,34 @@ void memtier_unhold(struct memtier *m, uint32_t seg);
  * evicted. `memtier_page_room` says how many more of `bytes` each could be given now. */
 void *memtier_page_alloc(struct memtier *m, size_t bytes);
 void memtier_page_free(struct memtier *m, void *page, size_t bytes);
+size_t memtier_page_room(const struct memtier *m, size_t bytes);
 uint64_t memtier_room(const struct memtier *m);     /* bytes neither pinned, held nor KV pages */
+
+/* ---- what the caller may tell, so that better things stay or come early ---- */
+
+/* Take in segments that were committed to the store since open (or moved by a repair). Indices of
+ * known segments do not change. */
+enum err_code memtier_refresh(struct memtier *m, struct err *e) BASE_NODISCARD;
+/* Requests that are already routed will need the segment: `change` is +1 when one is queued, -1 when
+ * it has its lease or is gone. The policy evicts such a segment only when nothing else is left. */
+void memtier_demand(struct memtier *m, uint32_t seg, int change);
+/* Load what is absent, in order, into free space only and behind every demand load; needs no
+ * release, may be evicted like anything else, and gives way when a reservation needs the room. Does
+ * nothing while more than half of what it fetched lately was never used. Returns segments begun. */
+size_t memtier_prefetch(struct memtier *m, const uint32_t *segs, size_t count);
+void memtier_prefetch_cancel(struct memtier *m); /* those still loading that nobody reserved */
+/* Between steps: move unpinned segments together at the bottom. Returns bytes moved; stops after
+ * about `bytes_max`. Not needed for correctness: a reservation does it when it must. */
+uint64_t memtier_compact(struct memtier *m, uint64_t bytes_max);
+/* Change the budget. Growing is at once; shrinking evicts now what it may and the rest as leases and
+ * pages are given back (stats: hbm_used against hbm_budget). ERR_NO_MEMORY: beyond what the machine
+ * has, or less than what is held. */
+enum err_code memtier_set_budget(struct memtier *m, uint64_t hbm_bytes, struct err *e)
+    BASE_NODISCARD;
+/* Why the last load of the segment failed; false if it did not, or a later one succeeded. */
+bool memtier_failure(const struct memtier *m, uint32_t seg, struct err *e);
+/* Recent bytes/s of the loader while busy; 0 = nothing measured yet. Any thread. */
+double memtier_load_rate(const struct memtier *m);
 
 /* Readable when loads have completed; the engine polls it while a step is blocked. */
 int memtier_fd(const struct memtier *m);
@@ -159,6 +188,13 @@ struct memtier_stats {
     uint64_t loads, load_bytes, load_ns; /* nvme -> hbm; ns = sum over busy time of the loader */
     uint64_t evictions, evicted_bytes, cancelled, failed, waiters, segments_resident;
     struct hist load_hist;               /* per segment, submit to resident */
+    uint64_t load_retries, load_cpu_ns;  /* CPU time of the loader thread */
+    double load_rate;                    /* bytes/s while busy, recent; 0 = not measured */
+    uint64_t demotions, promotions, copy_bytes, copy_ns; /* hbm -> ddr, ddr -> hbm */
+    uint64_t prefetched, prefetch_used, prefetch_wasted; /* segments */
+    uint64_t pages;                                      /* KV pages given out now */
+    uint64_t largest_free; /* bytes of the longest free run: fragmentation against hbm_used */
+    uint64_t compacted_bytes;
 };
 void memtier_stats(const struct memtier *m, struct memtier_stats *ret); /* any thread (locks) */
 
