@@ -134,6 +134,8 @@ const char *const *template_features(void);
 struct experts;
 struct expert;
 
+enum expert_kv_type { EXPERT_KV_F16, EXPERT_KV_F32 };
+
 struct sampling {
     float temperature;        /* 0 = greedy */
     float top_p, min_p, typical_p;
@@ -189,10 +191,12 @@ struct expert_info {
 enum err_code experts_list(struct memtier_store *store, struct expert_info **ret, size_t *ret_count,
                            struct err *e) BASE_NODISCARD;
 void experts_list_done(struct expert_info *list, size_t count);
+/* KV bytes that one token of the most demanding model of the store takes; 0 for an empty store. */
+enum err_code experts_kv_token_bytes(struct memtier_store *store, enum expert_kv_type type,
+                                     uint64_t *ret, struct err *e) BASE_NODISCARD;
 
 /* ==== Serving ================================================================================= */
 
-enum expert_kv_type { EXPERT_KV_F16, EXPERT_KV_F32 };
 struct experts_options {
     struct memtier_store *store;
     struct memtier *memtier;

@@ -276,24 +276,48 @@ static void make_load_order(struct experts *x, struct expert *ex)
         ex->bytes += memtier_segment_bytes(x->opt.memtier, ex->load_order[i]);
 }
 
-static enum err_code expert_open(struct experts *x, struct expert *ex, struct err *e)
+static enum err_code find_record(struct experts *x, const char *name, struct expert_record **ret,
+                                 struct err *e)
 {
     char object[512];
-    snprintf(object, sizeof(object), EXPERT_PREFIX "%s", ex->info.name);
+    snprintf(object, sizeof(object), EXPERT_PREFIX "%s", name);
     const struct memtier_object *o = memtier_store_find(x->opt.store, object);
     if (o == NULL)
         return err_set(e, ERR_CORRUPT, "the store lacks %s", object);
-    struct expert_record *r = NULL;
-    enum err_code code = expert_record_parse(o, &r, e);
+    return expert_record_parse(o, ret, e);
+}
+
+/* An adapter may sit on an adapter: those of the base come first. Opens the full weights at the bottom. */
+static enum err_code open_chain(struct experts *x, struct expert *ex, const struct expert_record *r,
+                                struct err *e)
+{
+    if (r->adapter_set == NULL)
+        return base_for(x, r->set, &ex->base, e);
+    if (r->base == NULL)
+        return err_set(e, ERR_CORRUPT, "%s has an adapter but no base", r->name);
+    struct expert_record *below = NULL;
+    enum err_code code = find_record(x, r->base, &below, e);
+    if (code == ERR_OK && ex->adapters_count == SERVE_ADAPTERS_MAX)
+        code = err_set(e, ERR_UNSUPPORTED, "more than %d adapters on top of each other", SERVE_ADAPTERS_MAX);
+    uint32_t depth = ex->adapters_count++; /* counts levels on the way down, so that a loop ends */
     if (code == ERR_OK)
-        code = base_for(x, r->set, &ex->base, e);
-    if (code == ERR_OK && r->adapter_set) {
-        code = adapter_open(x, ex->base, r->adapter_set, r->scale, &ex->adapters[0], e);
-        if (code == ERR_OK) {
-            ex->deltas[0] = ex->adapters[0]->deltas;
-            ex->adapters_count = 1;
-        }
-    }
+        code = open_chain(x, ex, below, e);
+    expert_record_close(&below);
+    if (code != ERR_OK)
+        return code;
+    uint32_t slot = ex->adapters_count - 1 - depth; /* the bottom one is applied first */
+    code = adapter_open(x, ex->base, r->adapter_set, r->scale, &ex->adapters[slot], e);
+    if (code == ERR_OK)
+        ex->deltas[slot] = ex->adapters[slot]->deltas;
+    return code;
+}
+
+static enum err_code expert_open(struct experts *x, struct expert *ex, struct err *e)
+{
+    struct expert_record *r = NULL;
+    enum err_code code = find_record(x, ex->info.name, &r, e);
+    if (code == ERR_OK)
+        code = open_chain(x, ex, r, e);
     if (code == ERR_OK && r->template_source)
         code = template_parse(r->template_source, strlen(r->template_source), &ex->template, e);
     expert_record_close(&r);
