@@ -1,0 +1,88 @@
+/* exp and tanh as the leaves and emitted code compute them: plain f32 polynomials with fused
+ * multiply-add, no libm, the same bits in scalar and vector code. Vector twins of these functions
+ * (x86/vmath_*.h) do the same operations in the same order; emitted C includes this header, so it
+ * depends on nothing else. Coefficients: minimax fits made for this project (weighted least squares
+ * to the relative error, each coefficient rounded to f32 before the next is fitted). */
+#ifndef SWITCHYARD_RDU_KERNELS_MATH_H
+#define SWITCHYARD_RDU_KERNELS_MATH_H
+
+#include <stdint.h>
+
+#define RDU_EXP_LO (-104.0f) /* exp rounds to 0 below */
+#define RDU_EXP_HI 89.0f     /* and to infinity above */
+#define RDU_EXP_LOG2E 0x1.715476p+0f
+#define RDU_EXP_LN2_HI 0x1.62e4p-1f
+#define RDU_EXP_LN2_LO 0x1.7f7d1cp-20f
+#define RDU_EXP_MAGIC 0x1.8p+23f /* adding it rounds to an integer in the low mantissa bits */
+#define RDU_EXP_C2 0x1.fffffcp-2f
+#define RDU_EXP_C3 0x1.55548cp-3f
+#define RDU_EXP_C4 0x1.5558bap-5f
+#define RDU_EXP_C5 0x1.123e5cp-7f
+#define RDU_EXP_C6 0x1.6a4b98p-10f
+
+#define RDU_TANH_SMALL 0.625f /* below: odd polynomial, above: through exp */
+#define RDU_TANH_C3 (-0x1.55553p-2f)
+#define RDU_TANH_C5 0x1.110688p-3f
+#define RDU_TANH_C7 (-0x1.b826fep-5f)
+#define RDU_TANH_C9 0x1.51971ap-6f
+#define RDU_TANH_C11 (-0x1.734efep-8f)
+
+static inline float rdu_float_of_bits(uint32_t bits)
+{
+    union {
+        uint32_t u;
+        float f;
+    } v = {.u = bits};
+    return v.f;
+}
+
+static inline uint32_t rdu_bits_of_float(float f)
+{
+    union {
+        float f;
+        uint32_t u;
+    } v = {.f = f};
+    return v.u;
+}
+
+/* e^x within 1 ulp, subnormal results included; NaN gives NaN. Branch-free: compilers vectorise it. */
+static inline float rdu_expf(float x)
+{
+    x = RDU_EXP_LO > x ? RDU_EXP_LO : x;
+    x = RDU_EXP_HI < x ? RDU_EXP_HI : x;
+    float t = __builtin_fmaf(x, RDU_EXP_LOG2E, RDU_EXP_MAGIC);
+    float n = t - RDU_EXP_MAGIC;
+    float r = __builtin_fmaf(n, -RDU_EXP_LN2_HI, x);
+    r = __builtin_fmaf(n, -RDU_EXP_LN2_LO, r);
+    float p = RDU_EXP_C6;
+    p = __builtin_fmaf(p, r, RDU_EXP_C5);
+    p = __builtin_fmaf(p, r, RDU_EXP_C4);
+    p = __builtin_fmaf(p, r, RDU_EXP_C3);
+    p = __builtin_fmaf(p, r, RDU_EXP_C2);
+    p = __builtin_fmaf(r * r, p, r) + 1.0f;
+    /* 2^n in two factors: n reaches -150 and 128, which one normal f32 does not. */
+    int32_t i = (int32_t)(rdu_bits_of_float(t) - rdu_bits_of_float(RDU_EXP_MAGIC));
+    int32_t half = i >> 1;
+    float a = rdu_float_of_bits((uint32_t)(half + 127) << 23);
+    float b = rdu_float_of_bits((uint32_t)(i - half + 127) << 23);
+    return (p * a) * b;
+}
+
+/* tanh(x) within 2 ulp; NaN gives NaN. */
+static inline float rdu_tanhf(float x)
+{
+    uint32_t bits = rdu_bits_of_float(x);
+    float ax = rdu_float_of_bits(bits & 0x7fffffffu);
+    float x2 = ax * ax;
+    float p = RDU_TANH_C11;
+    p = __builtin_fmaf(p, x2, RDU_TANH_C9);
+    p = __builtin_fmaf(p, x2, RDU_TANH_C7);
+    p = __builtin_fmaf(p, x2, RDU_TANH_C5);
+    p = __builtin_fmaf(p, x2, RDU_TANH_C3);
+    float small = __builtin_fmaf(x2 * ax, p, ax);
+    float big = 1.0f - 2.0f / (rdu_expf(ax + ax) + 1.0f);
+    float y = ax < RDU_TANH_SMALL ? small : big;
+    return rdu_float_of_bits(rdu_bits_of_float(y) | (bits & 0x80000000u));
+}
+
+#endif

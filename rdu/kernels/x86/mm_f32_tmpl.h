@@ -1,0 +1,295 @@
+/* y = W x with f32 activations, rule 5 of rdu/README.md, for both x86 instruction sets. The includer
+ * defines the vector:
+ *   vec, VEC_GROUPS (row groups per vector), vec_zero, vec_set1, vec_load, vec_store, vec_add, vec_fma,
+ *   dequant_run(type, a, b, run, out, stride): one run of 32 columns of VEC_GROUPS groups to f32,
+ *   TOKENS_MAX (tile of tokens).
+ *
+ * Weights are decoded into a panel [columns][rows] once per TOKENS_BLOCK tokens; a tile of tokens then
+ * runs down the panel with rows in the lanes, one fused multiply-add per (column, token, vector). Two
+ * vectors of rows times TOKENS_MAX tokens are in flight, which hides the latency of the chains. Floats
+ * with one or two tokens skip the panel and stream eight groups at once. */
+
+#define VEC_ROWS (VEC_GROUPS * RDU_GROUP)
+#define VECS_MAX 2
+#define PANEL_ROWS (VECS_MAX * VEC_ROWS)
+#define CHUNK 256 /* columns of a panel: a whole super-block */
+#define TOKENS_BLOCK 64
+
+struct panel {
+    _Alignas(64) float w[CHUNK * PANEL_ROWS];
+    _Alignas(64) float acc[TOKENS_BLOCK * PANEL_ROWS];
+};
+
+struct call {
+    const uint8_t *w;
+    size_t group_bytes;
+    uint32_t cols;
+    const float *x;
+    size_t x_stride;
+    float *y;
+    size_t y_stride;
+    bool add;
+};
+
+X86_INLINE __m256 load_floats(enum rdu_type type, const uint8_t *p)
+{
+    if (type == RDU_F32)
+        return _mm256_loadu_ps((const float *)p);
+    __m128i h = _mm_loadu_si128((const __m128i *)p);
+    if (type == RDU_F16)
+        return _mm256_cvtph_ps(h);
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16));
+}
+
+X86_INLINE size_t float_bytes(enum rdu_type type)
+{
+    return type == RDU_F32 ? 4 : 2;
+}
+
+/* Blocks without a vector decoder: each row through the scalar one. */
+static void fill_generic(enum rdu_type type, const uint8_t *group, uint32_t col, unsigned n,
+                         float *out)
+{
+    const struct rdu_type_info *info = rdu_type_info(type);
+    size_t packed_bytes = (size_t)info->block_bytes * RDU_GROUP;
+    for (unsigned c = 0; c < n; c += info->block_elems) {
+        const uint8_t *packed = group + (col + c) / info->block_elems * packed_bytes;
+        for (unsigned r = 0; r < RDU_GROUP; r++) {
+            uint8_t raw[RDU_BLOCK_BYTES_MAX];
+            float values[RDU_BLOCK_ELEMS_MAX];
+            rdu_unpack_block(type, packed, r, raw);
+            rdu_dequant_row(type, raw, values, info->block_elems);
+            for (unsigned i = 0; i < info->block_elems; i++)
+                out[(size_t)(c + i) * PANEL_ROWS + r] = values[i];
+        }
+    }
+}
+
+/* Columns [col, col + n) of `groups` groups from `g` on into the panel; what a last vector lacks is
+ * repeated from the last group (never stored to y). */
+X86_INLINE void fill(enum rdu_type type, const struct call *c, uint32_t g, unsigned groups,
+                     uint32_t col, unsigned n, float *out)
+{
+    unsigned padded = (groups + VEC_GROUPS - 1) / VEC_GROUPS * VEC_GROUPS;
+    if (rdu_has_q8(type)) {
+        const unsigned runs = rdu_block_elems(type) / RDU_RUN;
+        for (unsigned i = 0; i < padded; i += VEC_GROUPS) {
+            const uint8_t *a = c->w + (g + i) * c->group_bytes;
+            const uint8_t *b = i + 1 < groups ? a + c->group_bytes : a;
+            for (unsigned k = 0; k < n; k += RDU_RUN) {
+                unsigned run = (col + k) / RDU_RUN;
+                size_t at = run / runs * rdu_q8_packed_bytes(type);
+                dequant_run(type, a + at, b + at, run % runs,
+                            out + (size_t)k * PANEL_ROWS + i * RDU_GROUP, PANEL_ROWS);
+            }
+        }
+        return;
+    }
+    for (unsigned i = 0; i < padded; i++) {
+        const uint8_t *group = c->w + (g + BASE_MIN(i, groups - 1)) * c->group_bytes;
+        float *to = out + (size_t)i * RDU_GROUP;
+        if (type > RDU_BF16) {
+            fill_generic(type, group, col, n, to);
+            continue;
+        }
+        const uint8_t *p = group + (size_t)col * RDU_GROUP * float_bytes(type);
+        for (unsigned k = 0; k < n; k++)
+            _mm256_storeu_ps(to + (size_t)k * PANEL_ROWS,
+                             load_floats(type, p + k * RDU_GROUP * float_bytes(type)));
+    }
+}
+
+/* n columns of the panel times T tokens onto acc [T][PANEL_ROWS]. */
+X86_INLINE void multiply(const unsigned T, const unsigned V, const float *w, unsigned n,
+                         const float *x, size_t x_stride, float *acc)
+{
+    for (unsigned from = 0; from < n; from += RDU_RUN) {
+        unsigned to = BASE_MIN(from + RDU_RUN, n);
+        vec p[TOKENS_MAX][VECS_MAX];
+        X86_UNROLL
+        for (unsigned t = 0; t < T; t++)
+            X86_UNROLL
+            for (unsigned v = 0; v < V; v++)
+                p[t][v] = vec_zero();
+        for (unsigned i = from; i < to; i++) {
+            vec row[VECS_MAX];
+            X86_UNROLL
+            for (unsigned v = 0; v < V; v++)
+                row[v] = vec_load(w + (size_t)i * PANEL_ROWS + v * VEC_ROWS);
+            X86_UNROLL
+            for (unsigned t = 0; t < T; t++) {
+                vec in = vec_set1(x[t * x_stride + i]);
+                X86_UNROLL
+                for (unsigned v = 0; v < V; v++)
+                    p[t][v] = vec_fma(row[v], in, p[t][v]);
+            }
+        }
+        X86_UNROLL
+        for (unsigned t = 0; t < T; t++)
+            X86_UNROLL
+            for (unsigned v = 0; v < V; v++) {
+                float *at = acc + t * PANEL_ROWS + v * VEC_ROWS;
+                vec_store(at, vec_add(vec_load(at), p[t][v]));
+            }
+    }
+}
+
+X86_INLINE void multiply_tokens(const unsigned V, const float *w, unsigned n, const float *x,
+                                size_t x_stride, unsigned tokens, float *acc)
+{
+    unsigned t = 0;
+    for (; t + TOKENS_MAX <= tokens; t += TOKENS_MAX)
+        multiply(TOKENS_MAX, V, w, n, x + t * x_stride, x_stride, acc + (size_t)t * PANEL_ROWS);
+    for (; t + 2 <= tokens; t += 2)
+        multiply(2, V, w, n, x + t * x_stride, x_stride, acc + (size_t)t * PANEL_ROWS);
+    if (t < tokens)
+        multiply(1, V, w, n, x + t * x_stride, x_stride, acc + (size_t)t * PANEL_ROWS);
+}
+
+X86_INLINE void store_group(const float *acc, float *y, bool add)
+{
+    __m256 v = _mm256_loadu_ps(acc);
+    _mm256_storeu_ps(y, add ? _mm256_add_ps(_mm256_loadu_ps(y), v) : v);
+}
+
+/* `groups` (at most PANEL_ROWS / 8) groups times `tokens` (at most TOKENS_BLOCK) tokens. */
+X86_INLINE void block(enum rdu_type type, const struct call *c, struct panel *panel, uint32_t g,
+                      unsigned groups, uint32_t token, unsigned tokens)
+{
+    memset(panel->acc, 0, sizeof panel->acc[0] * PANEL_ROWS * tokens);
+    for (uint32_t col = 0; col < c->cols; col += CHUNK) {
+        unsigned n = BASE_MIN(c->cols - col, (uint32_t)CHUNK);
+        fill(type, c, g, groups, col, n, panel->w);
+        const float *x = c->x + token * c->x_stride + col;
+        if (groups > VEC_GROUPS)
+            multiply_tokens(2, panel->w, n, x, c->x_stride, tokens, panel->acc);
+        else
+            multiply_tokens(1, panel->w, n, x, c->x_stride, tokens, panel->acc);
+    }
+    for (unsigned t = 0; t < tokens; t++) {
+        for (unsigned i = 0; i < groups; i++)
+            store_group(panel->acc + t * PANEL_ROWS + i * RDU_GROUP,
+                        c->y + (token + t) * c->y_stride + (size_t)(g + i) * RDU_GROUP, c->add);
+    }
+}
+
+/* G groups of float weights times one token, without a panel. */
+X86_INLINE void stream(enum rdu_type type, const unsigned G, const struct call *c, uint32_t g,
+                       uint32_t token)
+{
+    const size_t step = RDU_GROUP * float_bytes(type);
+    const float *x = c->x + token * c->x_stride;
+    const uint8_t *w = c->w + g * c->group_bytes;
+    __m256 acc[8];
+    X86_UNROLL
+    for (unsigned i = 0; i < G; i++)
+        acc[i] = _mm256_setzero_ps();
+    for (uint32_t from = 0; from < c->cols; from += RDU_RUN) {
+        uint32_t to = BASE_MIN(from + RDU_RUN, c->cols);
+        __m256 p[8];
+        X86_UNROLL
+        for (unsigned i = 0; i < G; i++)
+            p[i] = _mm256_setzero_ps();
+        for (uint32_t k = from; k < to; k++) {
+            __m256 in = _mm256_set1_ps(x[k]);
+            X86_UNROLL
+            for (unsigned i = 0; i < G; i++)
+                p[i] = _mm256_fmadd_ps(load_floats(type, w + i * c->group_bytes + k * step), in, p[i]);
+        }
+        X86_UNROLL
+        for (unsigned i = 0; i < G; i++)
+            acc[i] = _mm256_add_ps(acc[i], p[i]);
+    }
+    X86_UNROLL
+    for (unsigned i = 0; i < G; i++) {
+        float *y = c->y + token * c->y_stride + (size_t)(g + i) * RDU_GROUP;
+        _mm256_storeu_ps(y, c->add ? _mm256_add_ps(_mm256_loadu_ps(y), acc[i]) : acc[i]);
+    }
+}
+
+X86_INLINE void stream_groups(enum rdu_type type, const struct call *c, uint32_t group_from,
+                              uint32_t group_to, uint32_t token)
+{
+    uint32_t g = group_from;
+    for (; g + 8 <= group_to; g += 8)
+        stream(type, 8, c, g, token);
+    for (; g + 2 <= group_to; g += 2)
+        stream(type, 2, c, g, token);
+    if (g < group_to)
+        stream(type, 1, c, g, token);
+}
+
+X86_INLINE void mm_f32(enum rdu_type type, const void *w, uint32_t cols, uint32_t group_from,
+                       uint32_t group_to, const float *x, size_t x_stride, uint32_t n_tokens,
+                       float *y, size_t y_stride, bool add)
+{
+    struct call c = {
+        .w = w,
+        .group_bytes = rdu_pack_bytes(type, RDU_GROUP, cols),
+        .cols = cols,
+        .x = x,
+        .x_stride = x_stride,
+        .y = y,
+        .y_stride = y_stride,
+        .add = add,
+    };
+    if (type <= RDU_BF16 && n_tokens <= 2) {
+        for (uint32_t t = 0; t < n_tokens; t++)
+            stream_groups(type, &c, group_from, group_to, t);
+        return;
+    }
+    struct panel panel;
+    for (uint32_t t = 0; t < n_tokens; t += TOKENS_BLOCK) {
+        unsigned tokens = BASE_MIN(n_tokens - t, (uint32_t)TOKENS_BLOCK);
+        for (uint32_t g = group_from; g < group_to; g += PANEL_ROWS / RDU_GROUP)
+            block(type, &c, &panel, g, BASE_MIN(group_to - g, (uint32_t)(PANEL_ROWS / RDU_GROUP)), t,
+                  tokens);
+    }
+}
+
+#define DEFINE_MM(name, type)                                                                      \
+    static void name(const void *w, uint32_t cols, uint32_t group_from, uint32_t group_to,         \
+                     const float *x, size_t x_stride, uint32_t n_tokens, float *y,                 \
+                     size_t y_stride, bool add)                                                    \
+    {                                                                                              \
+        mm_f32(type, w, cols, group_from, group_to, x, x_stride, n_tokens, y, y_stride, add);      \
+    }
+DEFINE_MM(mm_f32_, RDU_F32)
+DEFINE_MM(mm_f16, RDU_F16)
+DEFINE_MM(mm_bf16, RDU_BF16)
+DEFINE_MM(mm_q4_0, RDU_Q4_0)
+DEFINE_MM(mm_q4_1, RDU_Q4_1)
+DEFINE_MM(mm_q5_0, RDU_Q5_0)
+DEFINE_MM(mm_q5_1, RDU_Q5_1)
+DEFINE_MM(mm_q8_0, RDU_Q8_0)
+DEFINE_MM(mm_q2_k, RDU_Q2_K)
+DEFINE_MM(mm_q3_k, RDU_Q3_K)
+DEFINE_MM(mm_q4_k, RDU_Q4_K)
+DEFINE_MM(mm_q5_k, RDU_Q5_K)
+DEFINE_MM(mm_q6_k, RDU_Q6_K)
+DEFINE_MM(mm_iq1_s, RDU_IQ1_S)
+DEFINE_MM(mm_iq2_xxs, RDU_IQ2_XXS)
+DEFINE_MM(mm_iq2_xs, RDU_IQ2_XS)
+DEFINE_MM(mm_iq2_s, RDU_IQ2_S)
+DEFINE_MM(mm_iq3_xxs, RDU_IQ3_XXS)
+DEFINE_MM(mm_iq3_s, RDU_IQ3_S)
+DEFINE_MM(mm_iq4_nl, RDU_IQ4_NL)
+DEFINE_MM(mm_iq4_xs, RDU_IQ4_XS)
+DEFINE_MM(mm_tq1_0, RDU_TQ1_0)
+DEFINE_MM(mm_tq2_0, RDU_TQ2_0)
+
+static void fill_table(struct rdu_kernels *k)
+{
+    static rdu_mm_f32_fn *const fns[RDU_TYPES] = {
+        [RDU_F32] = mm_f32_,      [RDU_F16] = mm_f16,       [RDU_BF16] = mm_bf16,
+        [RDU_Q4_0] = mm_q4_0,     [RDU_Q4_1] = mm_q4_1,     [RDU_Q5_0] = mm_q5_0,
+        [RDU_Q5_1] = mm_q5_1,     [RDU_Q8_0] = mm_q8_0,     [RDU_Q2_K] = mm_q2_k,
+        [RDU_Q3_K] = mm_q3_k,     [RDU_Q4_K] = mm_q4_k,     [RDU_Q5_K] = mm_q5_k,
+        [RDU_Q6_K] = mm_q6_k,     [RDU_IQ1_S] = mm_iq1_s,   [RDU_IQ2_XXS] = mm_iq2_xxs,
+        [RDU_IQ2_XS] = mm_iq2_xs, [RDU_IQ2_S] = mm_iq2_s,   [RDU_IQ3_XXS] = mm_iq3_xxs,
+        [RDU_IQ3_S] = mm_iq3_s,   [RDU_IQ4_NL] = mm_iq4_nl, [RDU_IQ4_XS] = mm_iq4_xs,
+        [RDU_TQ1_0] = mm_tq1_0,   [RDU_TQ2_0] = mm_tq2_0,
+    };
+    for (unsigned i = 0; i < RDU_TYPES; i++)
+        k->mm_f32[i] = fns[i];
+}
