@@ -245,6 +245,8 @@ struct sequence_options {
 /* Could such a sequence ever run? ERR_CONTEXT or ERR_NO_MEMORY with the numbers. Any thread. */
 enum err_code experts_check_fit(const struct experts *x, const struct expert *ex, size_t prompt_tokens,
                                 uint32_t max_tokens, struct err *e) BASE_NODISCARD;
+/* KV bytes that a sequence of so many tokens takes from hbm. Any thread. */
+uint64_t experts_kv_bytes(const struct experts *x, const struct expert *ex, size_t tokens);
 /* Reserves KV pages for the worst case: ERR_NO_MEMORY if that can never fit, ERR_BUSY if not now. */
 enum err_code sequence_open(struct experts *x, const struct sequence_options *opt,
                             struct sequence **ret, struct err *e) BASE_NODISCARD;

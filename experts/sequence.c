@@ -32,6 +32,11 @@ static uint32_t pages_for(const struct experts *x, size_t tokens)
     return (uint32_t)((tokens + x->opt.kv_page_tokens - 1) / x->opt.kv_page_tokens);
 }
 
+uint64_t experts_kv_bytes(const struct experts *x, const struct expert *ex, size_t tokens)
+{
+    return (uint64_t)pages_for(x, tokens) * page_bytes_of(x, ex);
+}
+
 enum err_code experts_check_fit(const struct experts *x, const struct expert *ex, size_t prompt_tokens,
                                 uint32_t max_tokens, struct err *e)
 {
@@ -42,7 +47,7 @@ enum err_code experts_check_fit(const struct experts *x, const struct expert *ex
     if (need > expert_context(ex))
         return err_set(e, ERR_CONTEXT, "%zu prompt tokens and %u more exceed the context of %u tokens",
                        prompt_tokens, max_tokens, expert_context(ex));
-    uint64_t kv = (uint64_t)pages_for(x, need) * page_bytes_of(x, ex);
+    uint64_t kv = experts_kv_bytes(x, ex, need);
     memtier_stats(x->opt.memtier, &st);
     if (kv + expert_bytes(ex) <= st.hbm_budget)
         return ERR_OK;

@@ -1,0 +1,343 @@
+/* Lanes: a request's way from the queue to its last event. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "daemon/engine_private.h"
+
+/* ---- publishing -------------------------------------------------------------------------------------- */
+
+static char *text_space(struct lane *l, size_t len)
+{
+    if (l->text_room < len) {
+        l->text_room = BASE_MAX(len, TEXT_BLOCK);
+        l->text = arena_alloc(&l->request->memory, l->text_room);
+    }
+    char *at = l->text;
+    l->text += len;
+    l->text_room -= len;
+    return at;
+}
+
+void engine_publish(struct lane *l, int32_t token, const struct buf *visible, enum request_finish finish,
+                    bool with_logprobs)
+{
+    struct request *r = l->request;
+    struct request_choice *c = &r->choice[l->choice_idx];
+    uint32_t at = atomic_load_explicit(&c->events_count, memory_order_relaxed);
+    if (at >= c->events_cap)
+        return; /* cannot happen: the cap is max_tokens plus the final ones */
+    struct request_event *ev = &c->events[at];
+    *ev = (struct request_event){.token = token, .finish = finish};
+    if (visible && visible->len) {
+        char *text = text_space(l, visible->len);
+        memcpy(text, visible->data, visible->len);
+        ev->text = text;
+        ev->text_len = (uint32_t)visible->len;
+    }
+    if (with_logprobs && r->want_logprobs) {
+        struct token_logprob top[REQUEST_TOP_LOGPROBS_MAX];
+        ev->top_count = (uint32_t)sequence_logprobs(l->seq, &ev->logprob, top, BASE_COUNT(top));
+        if (ev->top_count) {
+            struct token_logprob *copy = arena_alloc(&r->memory, ev->top_count * sizeof(*copy));
+            memcpy(copy, top, ev->top_count * sizeof(*copy));
+            ev->top = copy;
+        }
+    }
+    /* release: pairs with the readers' acquire of events_count; the event is whole before it counts. */
+    atomic_store_explicit(&c->events_count, at + 1, memory_order_release);
+}
+
+void engine_set_state(struct request *r, enum request_state state)
+{
+    /* release: the account and error are whole before DONE is seen. */
+    atomic_store_explicit(&r->state, state, memory_order_release);
+}
+
+/* ---- the end of lanes and requests ---------------------------------------------------------------------- */
+
+static void note_request_done(struct engine *g, struct request *r, enum request_finish finish)
+{
+    uint64_t took = r->account.admitted_ns ? r->account.done_ns - r->account.admitted_ns : 0;
+    uint64_t average = atomic_load(&g->request_ns);
+    atomic_store(&g->request_ns, average ? average - average / 8 + took / 8 : took);
+    lock_take(&g->stats_lock);
+    if (finish == REQUEST_FINISH_CANCELLED)
+        g->stats.requests_cancelled++;
+    else if (finish == REQUEST_FINISH_ERROR)
+        g->stats.requests_failed++;
+    else
+        g->stats.requests_done++;
+    lock_drop(&g->stats_lock);
+}
+
+static void request_end(struct engine *g, struct engine_request *er, enum request_finish finish)
+{
+    struct request *r = er->request;
+    r->account.done_ns = clock_ns();
+    if (r->account.first_token_ns)
+        r->account.decode_ns = r->account.done_ns - r->account.first_token_ns;
+    note_request_done(g, r, finish);
+    r->engine = NULL;
+    free(er);
+    engine_set_state(r, REQUEST_DONE);
+    if (r->notify)
+        r->notify(r);
+    request_unref(&r);
+}
+
+static void lane_end(struct engine *g, struct lane *l, enum request_finish finish)
+{
+    struct request *r = l->request;
+    struct engine_request *er = r->engine;
+    if (l->load)
+        memtier_release(g->opt.memtier, &l->load);
+    sequence_close(&l->seq);
+    output_done(&l->output);
+    *l = (struct lane){0};
+    atomic_fetch_sub(&g->running, 1);
+    if (--er->lanes_left == 0)
+        request_end(g, er, finish);
+}
+
+void engine_finish_lane(struct engine *g, struct lane *l, enum request_finish finish, bool stop_string)
+{
+    buf_clear(&g->visible);
+    if (!stop_string && (finish == REQUEST_FINISH_STOP || finish == REQUEST_FINISH_LENGTH))
+        output_end(&l->output, &g->visible);
+    engine_publish(l, -1, &g->visible, finish, false);
+    lane_end(g, l, finish);
+}
+
+void engine_fail_lane(struct engine *g, struct lane *l, const struct err *e)
+{
+    l->request->error = *e;
+    engine_finish_lane(g, l, REQUEST_FINISH_ERROR, false);
+}
+
+/* A request that never got a lane. */
+static void waiting_end(struct engine *g, struct engine_request *er, enum request_finish finish,
+                        const struct err *e)
+{
+    struct request *r = er->request;
+    if (e)
+        r->error = *e;
+    for (uint32_t i = 0; i < r->choices_count; i++) {
+        struct request_choice *c = &r->choice[i];
+        c->events[0] = (struct request_event){.token = -1, .finish = finish};
+        atomic_store_explicit(&c->events_count, 1, memory_order_release);
+    }
+    atomic_fetch_sub(&g->queued, 1);
+    request_end(g, er, finish);
+}
+
+/* ---- admission --------------------------------------------------------------------------------------------- */
+
+void engine_take_submissions(struct engine *g)
+{
+    struct request *r;
+    ring_drain_fd(g->ring);
+    while ((r = ring_pop(g->ring)) != NULL) {
+        struct engine_request *er = mem_alloc(sizeof(*er));
+        er->request = r;
+        r->engine = er;
+        struct engine_request **at = &g->waiting;
+        while (*at && (*at)->request->priority >= r->priority)
+            at = &(*at)->next;
+        er->next = *at;
+        *at = er;
+    }
+}
+
+static struct lane *free_lane(struct engine *g)
+{
+    for (uint32_t i = 0; i < g->opt.max_sequences; i++)
+        if (g->lanes[i].request == NULL)
+            return &g->lanes[i];
+    return NULL;
+}
+
+static uint32_t free_lanes(const struct engine *g)
+{
+    return g->opt.max_sequences - atomic_load(&g->running);
+}
+
+static enum err_code open_lane(struct engine *g, struct engine_request *er, uint32_t choice,
+                               struct lane **ret, struct err *e)
+{
+    struct request *r = er->request;
+    struct lane *l = free_lane(g);
+    struct sequence_options opt = {.expert = r->expert, .tokens = r->prompt.ids,
+                                   .tokens_count = r->prompt.count, .max_tokens = r->max_tokens,
+                                   .sampling = r->sampling,
+                                   .logprobs = r->want_logprobs ? (r->logprobs ? r->logprobs : 255) : 0};
+    opt.sampling.seed += choice; /* choices differ, and each is reproducible */
+    enum err_code code = sequence_open(g->opt.experts, &opt, &l->seq, e);
+    if (code != ERR_OK)
+        return code;
+    l->request = r;
+    l->choice_idx = choice;
+    l->base_idx = expert_base_index(r->expert);
+    output_init(&l->output, expert_tokenizer(r->expert), r->stops, r->stops_count);
+    atomic_fetch_add(&g->running, 1);
+    *ret = l;
+    return ERR_OK;
+}
+
+/* All choices or none. */
+static enum err_code open_lanes(struct engine *g, struct engine_request *er, struct err *e)
+{
+    struct lane *mine[REQUEST_CHOICES_MAX];
+    uint32_t n = er->request->choices_count;
+    for (uint32_t i = 0; i < n; i++) {
+        enum err_code code = open_lane(g, er, i, &mine[i], e);
+        if (code == ERR_OK)
+            continue;
+        er->lanes_left = i + 1; /* so that giving the lanes back does not end the request */
+        while (i-- > 0)
+            lane_end(g, mine[i], REQUEST_FINISH_NONE);
+        er->lanes_left = 0;
+        return code;
+    }
+    er->lanes_left = n;
+    return ERR_OK;
+}
+
+static void admitted(struct engine *g, struct request *r)
+{
+    struct sched_base *b = &g->bases[expert_base_index(r->expert)];
+    uint64_t now = clock_ns();
+    r->account.admitted_ns = now;
+    r->account.queue_ns = now - r->account.submitted_ns;
+    if (b->runnable == 0 && !b->open)
+        b->waiting_ns = now;
+    lock_take(&g->stats_lock);
+    hist_add(&g->stats.queue_hist, r->account.queue_ns);
+    lock_drop(&g->stats_lock);
+    atomic_fetch_sub(&g->queued, 1);
+}
+
+/* Weights that running an expert needs beside what is held anyway. */
+static uint64_t weights_beside_hold(const struct engine *g, const struct expert *ex)
+{
+    uint64_t bytes = expert_bytes(ex);
+    if (g->holding && expert_base_index(ex) == expert_base_index(g->opt.generalist))
+        bytes -= BASE_MIN(bytes, expert_bytes(g->opt.generalist));
+    return bytes;
+}
+
+/* KV pages stay until their sequence ends, weights come and go: so the pages must leave room for the
+ * largest expert that runs, or nothing could run at all. */
+static bool leaves_room(const struct engine *g, const struct request *r)
+{
+    uint64_t kv = experts_kv_bytes(g->opt.experts, r->expert, r->prompt.count + r->max_tokens);
+    uint64_t need = weights_beside_hold(g, r->expert);
+    for (uint32_t i = 0; i < g->opt.max_sequences; i++)
+        if (g->lanes[i].request)
+            need = BASE_MAX(need, weights_beside_hold(g, g->lanes[i].request->expert));
+    /* A sixteenth on top: room is in pieces, and adapters of one batch come on top of each other. */
+    return kv * r->choices_count + need + need / 16 <= memtier_room(g->opt.memtier);
+}
+
+/* In order: a large request at the head is not overtaken for ever by small ones behind it. */
+void engine_admit(struct engine *g)
+{
+    while (g->waiting && g->waiting->request->choices_count <= free_lanes(g)) {
+        struct engine_request *er = g->waiting;
+        struct err e = {0};
+        if (atomic_load(&g->running) > 0 && !leaves_room(g, er->request))
+            return; /* room comes back when something ends */
+        enum err_code code = open_lanes(g, er, &e);
+        if (code == ERR_BUSY && atomic_load(&g->running) > 0)
+            return; /* room comes back when something ends */
+        g->waiting = er->next;
+        if (code == ERR_OK)
+            admitted(g, er->request);
+        else
+            waiting_end(g, er, REQUEST_FINISH_ERROR, &e);
+    }
+}
+
+/* ---- cancelling ------------------------------------------------------------------------------------------------ */
+
+bool engine_lane_cancelled(const struct engine *g, const struct lane *l)
+{
+    return atomic_load(&l->request->cancelled) || atomic_load(&g->stop);
+}
+
+/* A step that waits for loads and has lost one of its requests is given up: the others join the next one,
+ * and what nobody waits for is not loaded. */
+void engine_drop_cancelled(struct engine *g)
+{
+    for (struct engine_request **at = &g->waiting; *at;) {
+        struct engine_request *er = *at;
+        if (!atomic_load(&er->request->cancelled) && !atomic_load(&g->stop)) {
+            at = &er->next;
+            continue;
+        }
+        *at = er->next;
+        waiting_end(g, er, REQUEST_FINISH_CANCELLED, NULL);
+    }
+    for (uint32_t i = 0; i < STEPS_MAX; i++) {
+        struct open_step *o = &g->open[i];
+        bool lost = false;
+        for (uint32_t k = 0; o->step && k < o->lanes_count; k++)
+            lost |= engine_lane_cancelled(g, o->lanes[k]);
+        if (lost)
+            engine_close_step(o);
+    }
+    for (uint32_t i = 0; i < g->opt.max_sequences; i++) {
+        struct lane *l = &g->lanes[i];
+        if (l->request && !l->in_step && engine_lane_cancelled(g, l))
+            engine_finish_lane(g, l, REQUEST_FINISH_CANCELLED, false);
+    }
+}
+
+/* ---- bringing adapters in ------------------------------------------------------------------------------------------ */
+
+/* An adapter that is not resident is loaded beside the running steps: its sequences join a batch when it is
+ * there, and nobody waits for it. */
+static void start_adapter_load(struct engine *g, struct lane *l)
+{
+    size_t count, adapters = expert_adapter_segments(l->request->expert);
+    const uint32_t *segs = expert_segments(l->request->expert, &count);
+    bool missing = false;
+    for (size_t i = 0; i < adapters; i++)
+        missing |= memtier_where(g->opt.memtier, segs[i]) != MEMTIER_HBM;
+    if (!missing)
+        return;
+    struct err e;
+    l->load_start_ns = clock_ns();
+    enum err_code code = memtier_reserve(g->opt.memtier, segs, adapters, l->load_start_ns, &l->load, &e);
+    if (code != ERR_OK && code != ERR_BUSY)
+        engine_fail_lane(g, l, &e);
+}
+
+static void check_adapter_load(struct engine *g, struct lane *l)
+{
+    struct err e;
+    struct request_account *a = &l->request->account;
+    if (!memtier_lease_ok(l->load, &e)) {
+        engine_fail_lane(g, l, &e);
+        return;
+    }
+    if (memtier_lease_ready(l->load) < expert_adapter_segments(l->request->expert))
+        return;
+    a->load_ns += clock_ns() - l->load_start_ns;
+    a->load_bytes += memtier_lease_load_bytes(l->load);
+    a->origin = BASE_MAX(a->origin, memtier_lease_origin(l->load));
+    memtier_release(g->opt.memtier, &l->load);
+}
+
+void engine_move_adapters(struct engine *g)
+{
+    for (uint32_t i = 0; i < g->opt.max_sequences; i++) {
+        struct lane *l = &g->lanes[i];
+        if (l->request == NULL || l->in_step)
+            continue;
+        if (l->load == NULL)
+            start_adapter_load(g, l);
+        if (l->request && l->load)
+            check_adapter_load(g, l);
+    }
+}
+

@@ -1,0 +1,85 @@
+/* The engine's inside, shared by its three files: lanes (engine_lane.c), steps (engine_step.c) and the loop
+ * (engine.c). Everything is touched by the engine thread alone, except what is marked. Private. */
+#ifndef SWITCHYARD_DAEMON_ENGINE_PRIVATE_H
+#define SWITCHYARD_DAEMON_ENGINE_PRIVATE_H
+
+#include "daemon/engine.h"
+#include "daemon/output.h"
+#include "daemon/sched.h"
+
+#define STEPS_MAX 4
+#define TEXT_BLOCK 2048
+
+/* One running sequence of a request (one per choice). */
+struct lane {
+    struct request *request; /* NULL = free */
+    uint32_t choice_idx, base_idx;
+    struct sequence *seq;
+    struct output output;
+    struct memtier_lease *load;  /* its adapter is being brought in: not yet part of any step */
+    uint64_t load_start_ns, last_token_ns;
+    bool in_step;
+    char *text;                  /* rest of the current text block */
+    size_t text_room;
+};
+
+struct engine_request {
+    struct request *request;
+    uint32_t lanes_left;
+    struct engine_request *next; /* waiting list, priority then arrival */
+};
+
+struct open_step {
+    struct expert_step *step;    /* NULL = free */
+    struct lane **lanes;         /* [max_sequences] */
+    uint32_t lanes_count;
+    uint64_t decided_ns;
+    bool started;
+};
+
+struct engine {
+    struct engine_options opt;
+    pthread_t thread;
+    struct ring *ring;           /* submissions */
+    atomic_bool draining, stop, ready; /* any thread */
+    atomic_uint queued, running; /* engine writes, any thread reads */
+
+    struct lane *lanes;          /* [max_sequences] */
+    struct engine_request *waiting;
+    struct sched_base *bases;    /* [bases] rebuilt for each decision, served/waiting kept */
+    uint32_t bases_count, last_base;
+    struct open_step open[STEPS_MAX];
+    struct step_item *items;     /* [max_sequences] */
+    uint64_t *expert_step_no;    /* [experts] number of the last step it was in */
+    uint64_t step_no;
+    struct buf visible;
+    struct memtier_lease *warm;  /* the generalist on its way in */
+    bool holding;                /* the generalist's segments are held */
+
+    struct lock stats_lock;      /* guards stats and expert_tokens */
+    struct engine_stats stats;
+    uint64_t *expert_tokens;
+    _Atomic uint64_t request_ns; /* moving average of a request's time on a lane, for Retry-After */
+};
+
+/* engine_lane.c */
+void engine_set_state(struct request *r, enum request_state state);
+void engine_publish(struct lane *l, int32_t token, const struct buf *visible, enum request_finish finish,
+                    bool with_logprobs);
+/* The last event of a lane: what was held back, and why it ended. The lane is free afterwards. */
+void engine_finish_lane(struct engine *g, struct lane *l, enum request_finish finish, bool stop_string);
+void engine_fail_lane(struct engine *g, struct lane *l, const struct err *e);
+void engine_take_submissions(struct engine *g);
+void engine_admit(struct engine *g);
+bool engine_lane_cancelled(const struct engine *g, const struct lane *l);
+void engine_drop_cancelled(struct engine *g);
+void engine_move_adapters(struct engine *g);
+
+/* engine_step.c */
+void engine_close_step(struct open_step *o);
+/* Every open step moves as far as its weights have arrived. True = something ran. */
+bool engine_advance(struct engine *g);
+/* Opens the step that the scheduler names. False = nothing to open now; *ret_wake_ns says until when. */
+bool engine_open_next(struct engine *g, uint64_t *ret_wake_ns);
+
+#endif
