@@ -156,16 +156,32 @@ static void every_item_arrives_once_under_contention(void **state)
     ring_close(&r);
 }
 
+/* Pushes with pauses of random length, so that pushes fall between any two steps of the consumer.
+ */
+static void *produce_hesitantly(void *opaque)
+{
+    struct crowd *c = opaque;
+    struct rng r;
+    rng_init(&r, c->producer);
+    for (uintptr_t i = 0; i < PER_PRODUCER; i++) {
+        for (volatile uint64_t pause = rng_below(&r, 300); pause > 0;)
+            pause = pause - 1;
+        while (!ring_push(c->ring, item(i + 1)))
+            (void)sched_yield();
+    }
+    return NULL;
+}
+
 /* The consumer sleeps in poll whenever it has popped everything: one lost wake-up and it stays. */
-static void a_sleeping_consumer_is_always_woken(void **state)
+static void consumer_is_always_woken_from(void *(*producer)(void *), size_t capacity)
 {
     static struct crowd producers[PRODUCERS];
-    struct ring *r = ring_of(8);
+    struct ring *r = ring_of(capacity);
     pthread_t threads[PRODUCERS];
     for (uintptr_t i = 0; i < PRODUCERS; i++) {
         producers[i].ring = r;
         producers[i].producer = i;
-        assert_int_equal(thread_start(&threads[i], "produce", produce, &producers[i], NULL),
+        assert_int_equal(thread_start(&threads[i], "produce", producer, &producers[i], NULL),
                          ERR_OK);
     }
     size_t got = 0;
@@ -186,6 +202,18 @@ static void a_sleeping_consumer_is_always_woken(void **state)
     ring_close(&r);
 }
 
+static void a_sleeping_consumer_is_always_woken(void **state)
+{
+    consumer_is_always_woken_from(produce, 8);
+}
+
+static void pushes_during_a_drain_are_not_lost(void **state)
+{
+    /* The window is a few hundred ns wide; several rounds make hitting it likely. */
+    for (int round = 0; round < 5; round++)
+        consumer_is_always_woken_from(produce_hesitantly, TOTAL);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -194,6 +222,7 @@ int main(void)
         cmocka_unit_test(descriptor_polls_readable_until_drained),
         cmocka_unit_test(every_item_arrives_once_under_contention),
         cmocka_unit_test(a_sleeping_consumer_is_always_woken),
+        cmocka_unit_test(pushes_during_a_drain_are_not_lost),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
