@@ -45,11 +45,12 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def first_run(folder):
-    return run(*arguments(folder, free_port(), "--once"))
+    done = run(*arguments(folder, free_port(), "--once"))
+    assert done.returncode == 0, done.stdout
+    return done
 
 
 def test_first_run_imports_the_zoo_and_answers(first_run, folder):
-    assert first_run.returncode == 0, first_run.stdout
     assert "14 experts" in first_run.stdout
     assert "answered by" in first_run.stdout and "because" in first_run.stdout
     assert "curl -s http://127.0.0.1:" in first_run.stdout
