@@ -51,7 +51,7 @@ def first_run(folder):
 
 
 def test_first_run_imports_the_zoo_and_answers(first_run, folder):
-    assert "14 experts" in first_run.stdout
+    assert ": 14 (0 were there already)" in first_run.stdout
     assert "answered by" in first_run.stdout and "because" in first_run.stdout
     assert "curl -s http://127.0.0.1:" in first_run.stdout
     answer = json.loads((folder / "answer.json").read_text())
