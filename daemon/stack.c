@@ -58,17 +58,20 @@ static enum err_code kv_of(const struct conf *c, enum expert_kv_type *ret, struc
     return ERR_OK;
 }
 
-#define KV_TOKENS_DEFAULT (8 * 4096)
+uint64_t stack_hbm_automatic(uint64_t store_bytes, uint64_t kv_bytes)
+{
+    uint64_t all = store_bytes + kv_bytes + 64 * BASE_MIB;
+    return BASE_MIN(all, memory_bytes_usable() / 2) & ~(uint64_t)(BASE_MIB - 1);
+}
 
 static enum err_code resolve_hbm(const struct conf *c, struct stack *s, enum expert_kv_type kv, struct err *e)
 {
-    uint64_t kv_bytes, half = memory_bytes_usable() / 2;
+    uint64_t kv_bytes = 0;
     s->hbm_bytes = c->tiers_hbm_bytes;
     if (s->hbm_bytes)
         return ERR_OK;
     enum err_code code = experts_kv_token_bytes(s->store, kv, &kv_bytes, e);
-    uint64_t all = memtier_store_bytes(s->store) + kv_bytes * KV_TOKENS_DEFAULT + 64 * BASE_MIB;
-    s->hbm_bytes = BASE_MIN(all, half) & ~(uint64_t)(BASE_MIB - 1);
+    s->hbm_bytes = stack_hbm_automatic(memtier_store_bytes(s->store), kv_bytes * STACK_KV_TOKENS);
     return code;
 }
 

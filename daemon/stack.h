@@ -21,6 +21,10 @@ enum err_code stack_open(const struct conf *c, enum memtier_access access, struc
     BASE_NODISCARD;
 void stack_close(struct stack *s);
 
+/* Tokens of KV that the automatic budget provides for, and the budget it comes to (whole MiB). */
+#define STACK_KV_TOKENS (8 * 4096)
+uint64_t stack_hbm_automatic(uint64_t store_bytes, uint64_t kv_bytes);
+
 /* Import a GGUF file into the store of `c` as an expert if it is not there yet. *ret_name (caller frees)
  * is general.name made fit for an API, or the file's name. */
 enum err_code stack_import(const struct conf *c, const char *gguf_path, const struct progress *p,

@@ -1,0 +1,490 @@
+/* Answers: whole bodies, and the events of streams. Chunks of one stream share their first fields,
+ * which are written once (api_call.head); the rest is copied or escaped straight into the output. */
+#include "daemon/api.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "daemon/json_out.h"
+
+/* A slow reader's backlog is written in pieces of about this size. */
+#define EVENTS_BYTES (64 * BASE_KIB)
+#define LOGPROB_FLOOR (-9999.0) /* what the public API sends for minus infinity */
+
+/* ---- log-probabilities ---------------------------------------------------------------------------- */
+
+static double finite_logprob(float v)
+{
+    double logprob = (double)v;
+    return logprob >= LOGPROB_FLOOR ? BASE_MIN(logprob, 0.0) : LOGPROB_FLOOR;
+}
+
+static const char *token_bytes(const struct api_call *c, int32_t id, size_t *ret_len)
+{
+    const char *bytes = tokenizer_token_bytes(expert_tokenizer(c->expert), id, true, ret_len);
+    if (bytes == NULL)
+        *ret_len = 0;
+    return bytes != NULL ? bytes : "";
+}
+
+static void put_token(const struct api_call *c, int32_t id, float logprob, struct buf *out)
+{
+    size_t len;
+    const char *bytes = token_bytes(c, id, &len);
+    buf_puts(out, "{\"token\":");
+    json_put_text(out, bytes, len);
+    buf_puts(out, ",\"logprob\":");
+    json_put_real(out, finite_logprob(logprob), 7);
+    buf_puts(out, ",\"bytes\":[");
+    for (size_t i = 0; i < len; i++)
+        buf_printf(out, i > 0 ? ",%u" : "%u", (unsigned)(unsigned char)bytes[i]);
+    buf_puts(out, "]");
+}
+
+/* The token that ended the answer is not part of its text and has no entry. */
+static bool has_logprob(const struct api_call *c, const struct request_event *ev)
+{
+    return ev->token >= 0 && !(ev->finish == REQUEST_FINISH_STOP &&
+                               tokenizer_is_eog(expert_tokenizer(c->expert), ev->token));
+}
+
+static void put_chat_logprob(const struct api_call *c, const struct request_event *ev,
+                             struct buf *out)
+{
+    put_token(c, ev->token, ev->logprob, out);
+    buf_puts(out, ",\"top_logprobs\":[");
+    for (uint32_t i = 0; c->options.top_logprobs > 0 && i < ev->top_count; i++) {
+        buf_puts(out, i > 0 ? "," : "");
+        put_token(c, ev->top[i].id, ev->top[i].logprob, out);
+        buf_puts(out, "}");
+    }
+    buf_puts(out, "]}");
+}
+
+static void put_chat_logprobs(const struct api_call *c, const struct request_event *events,
+                              uint32_t count, struct buf *out)
+{
+    bool first = true;
+    buf_puts(out, "{\"content\":[");
+    for (uint32_t i = 0; i < count; i++) {
+        if (!has_logprob(c, &events[i]))
+            continue;
+        buf_puts(out, first ? "" : ",");
+        put_chat_logprob(c, &events[i], out);
+        first = false;
+    }
+    buf_puts(out, "],\"refusal\":null}");
+}
+
+static void put_top_object(const struct api_call *c, const struct request_event *ev,
+                           struct buf *out)
+{
+    buf_puts(out, "{");
+    for (uint32_t i = 0; i < ev->top_count; i++) {
+        size_t len;
+        const char *bytes = token_bytes(c, ev->top[i].id, &len);
+        buf_puts(out, i > 0 ? "," : "");
+        json_put_text(out, bytes, len);
+        buf_puts(out, ":");
+        json_put_real(out, finite_logprob(ev->top[i].logprob), 7);
+    }
+    buf_puts(out, "}");
+}
+
+static uint32_t count_chars(const char *text, size_t len)
+{
+    uint32_t chars = 0;
+    for (size_t i = 0; i < len; i++)
+        chars += ((unsigned char)text[i] & 0xc0) != 0x80;
+    return chars;
+}
+
+enum list { LIST_TOKENS, LIST_LOGPROBS, LIST_TOP, LIST_OFFSETS };
+
+/* One of the four parallel arrays of a completion's logprobs. */
+static void put_list(const struct api_call *c, const struct request_event *events, uint32_t count,
+                     enum list which, uint32_t chars, struct buf *out)
+{
+    bool first = true;
+    for (uint32_t i = 0; i < count; i++) {
+        if (has_logprob(c, &events[i])) {
+            size_t len;
+            const char *bytes = token_bytes(c, events[i].token, &len);
+            buf_puts(out, first ? "" : ",");
+            if (which == LIST_TOKENS)
+                json_put_text(out, bytes, len);
+            else if (which == LIST_LOGPROBS)
+                json_put_real(out, finite_logprob(events[i].logprob), 7);
+            else if (which == LIST_TOP)
+                put_top_object(c, &events[i], out);
+            else
+                buf_printf(out, "%u", chars);
+            first = false;
+        }
+        chars += count_chars(events[i].text, events[i].text_len);
+    }
+}
+
+static void put_completion_logprobs(const struct api_call *c, const struct request_event *events,
+                                    uint32_t count, uint32_t chars, struct buf *out)
+{
+    buf_puts(out, "{\"tokens\":[");
+    put_list(c, events, count, LIST_TOKENS, chars, out);
+    buf_puts(out, "],\"token_logprobs\":[");
+    put_list(c, events, count, LIST_LOGPROBS, chars, out);
+    buf_puts(out, "],\"top_logprobs\":");
+    if (c->options.top_logprobs > 0) {
+        buf_puts(out, "[");
+        put_list(c, events, count, LIST_TOP, chars, out);
+        buf_puts(out, "]");
+    } else {
+        buf_puts(out, "null");
+    }
+    buf_puts(out, ",\"text_offset\":[");
+    put_list(c, events, count, LIST_OFFSETS, chars, out);
+    buf_puts(out, "]}");
+}
+
+static void put_logprobs(const struct api_call *c, const struct request_event *events,
+                         uint32_t count, uint32_t chars, struct buf *out)
+{
+    buf_puts(out, ",\"logprobs\":");
+    if (!c->options.want_logprobs)
+        buf_puts(out, "null");
+    else if (c->kind == API_CHAT)
+        put_chat_logprobs(c, events, count, out);
+    else
+        put_completion_logprobs(c, events, count, chars, out);
+}
+
+/* ---- usage, account, timings ------------------------------------------------------------------------ */
+
+static void put_usage(const struct api_call *c, struct buf *out)
+{
+    struct api_usage u;
+    api_call_usage(c, &u);
+    buf_printf(out,
+               "\"usage\":{\"prompt_tokens\":%llu,\"completion_tokens\":%llu,\"total_tokens\":%llu,"
+               "\"prompt_tokens_details\":{\"cached_tokens\":%llu},"
+               "\"completion_tokens_details\":{\"reasoning_tokens\":0}}",
+               (unsigned long long)u.prompt_tokens, (unsigned long long)u.completion_tokens,
+               (unsigned long long)(u.prompt_tokens + u.completion_tokens),
+               (unsigned long long)u.cached_tokens);
+}
+
+static void put_ms_field(struct buf *out, const char *name, uint64_t ns)
+{
+    buf_printf(out, ",\"%s\":", name);
+    json_put_ms(out, ns);
+}
+
+void api_put_account(const struct api_call *c, struct buf *out)
+{
+    buf_puts(out, "\"expert\":");
+    json_put_str(out, c->expert != NULL ? expert_info(c->expert)->name : NULL);
+    if (c->expert == NULL)
+        return;
+    buf_puts(out, ",\"reason\":");
+    json_put_str(out, router_reason_name(c->reason));
+    buf_puts(out, ",\"confidence\":");
+    json_put_real(out, c->confidence, 4);
+    put_ms_field(out, "route_ms", c->route_ns);
+    if (c->requests_count == 0 || atomic_load(&c->given) < c->requests_count || !api_call_done(c))
+        return;
+    struct api_usage u;
+    const struct request_account *a = &c->requests[0]->account;
+    uint64_t node_ns = 0;
+    api_call_usage(c, &u);
+    for (size_t i = 0; i < c->requests_count; i++)
+        node_ns += c->requests[i]->account.node_ns;
+    put_ms_field(out, "queue_ms", a->queue_ns);
+    put_ms_field(out, "load_ms", a->load_ns);
+    buf_printf(out, ",\"load_bytes\":%llu,\"origin\":\"%s\",\"switched\":%s",
+               (unsigned long long)a->load_bytes, memtier_tier_name(a->origin),
+               a->switched ? "true" : "false");
+    put_ms_field(out, "prefill_ms", a->prefill_ns);
+    put_ms_field(out, "decode_ms", a->decode_ns);
+    if (a->first_token_ns > a->received_ns)
+        put_ms_field(out, "ttft_ms", a->first_token_ns - a->received_ns);
+    buf_printf(out, ",\"prompt_tokens\":%llu,\"cached_tokens\":%llu,\"completion_tokens\":%llu",
+               (unsigned long long)u.prompt_tokens, (unsigned long long)u.cached_tokens,
+               (unsigned long long)u.completion_tokens);
+    put_ms_field(out, "node_ms", node_ns);
+}
+
+static void put_rate(struct buf *out, const char *prefix, uint64_t tokens, uint64_t ns)
+{
+    double ms = (double)ns / 1e6;
+    buf_printf(out, "\"%s_n\":%llu,\"%s_ms\":%.3f,\"%s_per_token_ms\":%.3f,"
+                    "\"%s_per_second\":%.3f",
+               prefix, (unsigned long long)tokens, prefix, ms, prefix,
+               tokens > 0 ? ms / (double)tokens : 0.0, prefix,
+               ns > 0 ? (double)tokens / ((double)ns / 1e9) : 0.0);
+}
+
+/* Field names as llama.cpp's server has them: tools that compare servers read these. */
+static void put_timings(const struct api_call *c, struct buf *out)
+{
+    struct api_usage u;
+    const struct request_account *a = &c->requests[0]->account;
+    api_call_usage(c, &u);
+    buf_printf(out, ",\"timings\":{\"cache_n\":%llu,", (unsigned long long)u.cached_tokens);
+    put_rate(out, "prompt", u.prompt_tokens - BASE_MIN(u.cached_tokens, u.prompt_tokens),
+             a->prefill_ns);
+    buf_puts(out, ",");
+    put_rate(out, "predicted", u.completion_tokens, a->decode_ns);
+    buf_puts(out, "}");
+}
+
+static void put_extras(const struct api_call *c, struct buf *out)
+{
+    if (c->options.want_timings)
+        put_timings(c, out);
+    if (!c->options.want_account)
+        return;
+    buf_puts(out, ",\"x_switchyard\":{");
+    api_put_account(c, out);
+    buf_puts(out, "}");
+}
+
+/* ---- whole answers ------------------------------------------------------------------------------------ */
+
+static void put_head(const struct api_call *c, const char *object, struct buf *out)
+{
+    buf_printf(out, "{\"id\":\"%s\",\"object\":\"%s\",\"created\":%llu,\"model\":", c->id, object,
+               (unsigned long long)c->created_s);
+    json_put_str(out, expert_info(c->expert)->name);
+    buf_puts(out, ",\"system_fingerprint\":\"switchyard-" SWITCHYARD_VERSION "\"");
+}
+
+/* The prompt's text again, for `echo`. */
+static void put_echo(const struct api_call *c, const struct request *r, struct buf *out)
+{
+    const struct tokenizer *t = expert_tokenizer(c->expert);
+    struct detok d = {0};
+    struct buf text = {0};
+    for (size_t i = 0; c->options.echo && i < r->prompt.count; i++)
+        detok_push(&d, t, r->prompt.ids[i], &text);
+    detok_end(&d, &text);
+    json_put_escaped(out, text.data != NULL ? text.data : "", text.len);
+    buf_done(&text);
+}
+
+static void put_choice(const struct api_call *c, const struct request *r, uint32_t choice_idx,
+                       uint32_t index, struct buf *out)
+{
+    const struct request_choice *choice = &r->choice[choice_idx];
+    uint32_t count = atomic_load_explicit(&choice->events_count, memory_order_acquire);
+    buf_printf(out, "{\"index\":%u,%s", index,
+               c->kind == API_CHAT ? "\"message\":{\"role\":\"assistant\",\"content\":\""
+                                   : "\"text\":\"");
+    put_echo(c, r, out);
+    for (uint32_t i = 0; i < count; i++)
+        json_put_escaped(out, choice->events[i].text, choice->events[i].text_len);
+    buf_puts(out, c->kind == API_CHAT ? "\",\"refusal\":null}" : "\"");
+    put_logprobs(c, choice->events, count, 0, out);
+    buf_printf(out, ",\"finish_reason\":\"%s\"}",
+               request_finish_name(choice->events[count - 1].finish));
+}
+
+enum err_code api_call_render(struct api_call *c, struct buf *out, struct err *e)
+{
+    enum err_code code = api_call_outcome(c, e);
+    uint32_t index = 0;
+    if (code != ERR_OK)
+        return code;
+    put_head(c, c->kind == API_CHAT ? "chat.completion" : "text_completion", out);
+    buf_puts(out, ",\"choices\":[");
+    for (size_t i = 0; i < c->requests_count; i++) {
+        for (uint32_t k = 0; k < c->requests[i]->choices_count; k++) {
+            buf_puts(out, index > 0 ? "," : "");
+            put_choice(c, c->requests[i], k, index++, out);
+        }
+    }
+    buf_puts(out, "],");
+    put_usage(c, out);
+    put_extras(c, out);
+    buf_puts(out, "}");
+    return ERR_OK;
+}
+
+/* ---- streams -------------------------------------------------------------------------------------------- */
+
+static void open_chunk(struct api_call *c, uint32_t index, struct buf *out)
+{
+    if (c->head.len == 0) {
+        put_head(c, c->kind == API_CHAT ? "chat.completion.chunk" : "text_completion", &c->head);
+        buf_puts(&c->head, ",\"choices\":[");
+    }
+    buf_puts(out, "data: ");
+    buf_append(out, c->head.data, c->head.len);
+    buf_printf(out, "{\"index\":%u", index);
+}
+
+/* With include_usage every chunk but the last says that it has none. */
+static void close_chunk(const struct api_call *c, const char *finish, struct buf *out)
+{
+    buf_puts(out, ",\"finish_reason\":");
+    json_put_str(out, finish);
+    buf_puts(out, c->options.include_usage ? "}],\"usage\":null" : "}]");
+}
+
+static void put_role_chunk(struct api_call *c, uint32_t index, struct buf *out)
+{
+    open_chunk(c, index, out);
+    buf_puts(out, ",\"delta\":{\"role\":\"assistant\",\"content\":\"\",\"refusal\":null}");
+    buf_puts(out, ",\"logprobs\":null");
+    close_chunk(c, NULL, out);
+    buf_puts(out, "}\n\n");
+}
+
+static void put_echo_chunk(struct api_call *c, const struct request *r, uint32_t index,
+                           struct buf *out)
+{
+    open_chunk(c, index, out);
+    buf_puts(out, ",\"text\":\"");
+    put_echo(c, r, out);
+    buf_puts(out, "\",\"logprobs\":null");
+    close_chunk(c, NULL, out);
+    buf_puts(out, "}\n\n");
+}
+
+static void put_text_chunk(struct api_call *c, const struct request_event *ev, uint32_t index,
+                           uint32_t chars, struct buf *out)
+{
+    open_chunk(c, index, out);
+    buf_puts(out, c->kind == API_CHAT ? ",\"delta\":{\"content\":\"" : ",\"text\":\"");
+    json_put_escaped(out, ev->text, ev->text_len);
+    buf_puts(out, c->kind == API_CHAT ? "\"}" : "\"");
+    put_logprobs(c, ev, 1, chars, out);
+    close_chunk(c, NULL, out);
+    buf_puts(out, "}\n\n");
+}
+
+static void put_finish_chunk(struct api_call *c, enum request_finish finish, uint32_t index,
+                             bool last, struct buf *out)
+{
+    open_chunk(c, index, out);
+    buf_puts(out, c->kind == API_CHAT ? ",\"delta\":{}" : ",\"text\":\"\"");
+    buf_puts(out, ",\"logprobs\":null");
+    close_chunk(c, request_finish_name(finish), out);
+    if (last && !c->options.include_usage)
+        put_extras(c, out);
+    buf_puts(out, "}\n\n");
+}
+
+static void put_usage_chunk(struct api_call *c, struct buf *out)
+{
+    buf_puts(out, "data: ");
+    buf_append(out, c->head.data, c->head.len);
+    buf_puts(out, "],");
+    put_usage(c, out);
+    put_extras(c, out);
+    buf_puts(out, "}\n\n");
+}
+
+static bool put_error_event(struct api_call *c, struct buf *out)
+{
+    struct err e = {0};
+    api_call_outcome(c, &e);
+    buf_puts(out, "data: ");
+    api_put_error(out, &e);
+    buf_puts(out, "\n\n");
+    c->failed = true;
+    return true;
+}
+
+/* What is new of one choice; stops early when `out` is large. */
+static void put_new_events(struct api_call *c, const struct request *r, uint32_t choice_idx,
+                           struct api_cursor *cur, uint32_t index, struct buf *out)
+{
+    const struct request_choice *choice = &r->choice[choice_idx];
+    uint32_t count = atomic_load_explicit(&choice->events_count, memory_order_acquire);
+    for (; cur->events_read < count && out->len < EVENTS_BYTES; cur->events_read++) {
+        const struct request_event *ev = &choice->events[cur->events_read];
+        if (!cur->opened && c->kind == API_CHAT)
+            put_role_chunk(c, index, out);
+        else if (!cur->opened && c->options.echo)
+            put_echo_chunk(c, r, index, out);
+        cur->opened = true;
+        if (ev->text_len > 0 || (c->options.want_logprobs && has_logprob(c, ev)))
+            put_text_chunk(c, ev, index, cur->text_chars, out);
+        cur->text_chars += count_chars(ev->text, ev->text_len);
+        cur->finish = ev->finish;
+    }
+}
+
+/* Finish chunks of choices that have ended. The last one waits for the whole call, so that the account
+ * it may carry is complete. `done`: the call was over before its events were read, so that a choice
+ * without an end will never have one. Returns how many choices still owe their chunk. */
+static uint32_t put_finishes(struct api_call *c, bool done, bool *ret_error, struct buf *out)
+{
+    uint32_t index = 0, owed = 0;
+    for (size_t i = 0; i < c->requests_count; i++)
+        for (uint32_t k = 0; k < c->requests[i]->choices_count; k++)
+            owed += !c->cursor[i][k].finish_sent;
+    for (size_t i = 0; i < c->requests_count; i++) {
+        for (uint32_t k = 0; k < c->requests[i]->choices_count; k++, index++) {
+            struct api_cursor *cur = &c->cursor[i][k];
+            *ret_error |= done && cur->finish == REQUEST_FINISH_NONE && out->len < EVENTS_BYTES;
+            if (cur->finish_sent || cur->finish == REQUEST_FINISH_NONE)
+                continue;
+            if (cur->finish != REQUEST_FINISH_STOP && cur->finish != REQUEST_FINISH_LENGTH) {
+                *ret_error = true;
+                continue;
+            }
+            if (owed == 1 && !done)
+                continue;
+            put_finish_chunk(c, cur->finish, index, owed == 1, out);
+            cur->finish_sent = true;
+            owed--;
+        }
+    }
+    return owed;
+}
+
+bool api_call_render_events(struct api_call *c, struct buf *out)
+{
+    uint32_t index = 0;
+    bool error = false, done = api_call_done(c);
+    for (size_t i = 0; i < c->requests_count; i++)
+        for (uint32_t k = 0; k < c->requests[i]->choices_count; k++)
+            put_new_events(c, c->requests[i], k, &c->cursor[i][k], index++, out);
+    uint32_t owed = put_finishes(c, done, &error, out);
+    /* The error is complete once every request is done; until then the other choices go on. */
+    if (error && done)
+        return put_error_event(c, out);
+    if (owed > 0)
+        return false;
+    if (c->options.include_usage)
+        put_usage_chunk(c, out);
+    buf_puts(out, "data: [DONE]\n\n");
+    return true;
+}
+
+/* ---- errors ----------------------------------------------------------------------------------------------- */
+
+const char *api_error_type(enum err_code code)
+{
+    switch (err_http_status(code)) {
+    case 401:
+        return "authentication_error";
+    case 403:
+        return "permission_error";
+    case 429:
+        return "rate_limit_error";
+    case 503:
+        return "overloaded_error";
+    default:
+        return err_http_status(code) < 500 ? "invalid_request_error" : "server_error";
+    }
+}
+
+void api_put_error(struct buf *out, const struct err *e)
+{
+    buf_puts(out, "{\"error\":{\"message\":");
+    json_put_str(out, e->msg[0] != 0 ? e->msg : "the request failed");
+    buf_printf(out, ",\"type\":\"%s\",\"param\":", api_error_type(e->code));
+    json_put_str(out, e->param[0] != 0 ? e->param : NULL);
+    buf_printf(out, ",\"code\":\"%s\"}}", err_code_name(e->code));
+}

@@ -1,0 +1,347 @@
+/* Prometheus metrics. The names are a contract (dashboards and scripts rely on them); what has no data
+ * yet is not shown. */
+#include "daemon/metrics.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "daemon/log.h"
+
+#define STATUSES_MAX 16
+#define REASONS (ROUTER_REASON_NO_HEAD + 1)
+#define ORIGINS (MEMTIER_NVME + 1)
+
+struct status_count {
+    int status;
+    uint64_t count;
+};
+
+/* One expert, or what never found one. */
+struct expert_metrics {
+    struct status_count statuses[STATUSES_MAX];
+    uint64_t routes[REASONS];
+    struct hist *ttft[ORIGINS]; /* NULL until first used: most experts see few origins */
+};
+
+struct metrics {
+    struct lock lock; /* guards all below; taken once per request, never per token */
+    struct expert_metrics *experts; /* [count + 1], last: no expert */
+    size_t count;
+    struct hist route;
+};
+
+struct metrics *metrics_open(size_t experts_count)
+{
+    struct metrics *m = mem_alloc(sizeof *m);
+    lock_init(&m->lock, LOCK_RANK_METRICS, "metrics");
+    m->count = experts_count;
+    m->experts = mem_array(experts_count + 1, sizeof *m->experts);
+    return m;
+}
+
+void metrics_close(struct metrics **mp)
+{
+    struct metrics *m = *mp;
+    *mp = NULL;
+    if (m == NULL)
+        return;
+    for (size_t i = 0; i <= m->count; i++)
+        for (size_t k = 0; k < ORIGINS; k++)
+            free(m->experts[i].ttft[k]);
+    free(m->experts);
+    lock_done(&m->lock);
+    free(m);
+}
+
+/* ---- counting ---------------------------------------------------------------------------------- */
+
+static void count_status(struct expert_metrics *x, int status)
+{
+    for (size_t i = 0; i < STATUSES_MAX; i++) {
+        if (x->statuses[i].count > 0 && x->statuses[i].status != status && i + 1 < STATUSES_MAX)
+            continue;
+        x->statuses[i].status = status;
+        x->statuses[i].count++;
+        return;
+    }
+}
+
+static void count_ttft(struct expert_metrics *x, const struct api_call *call)
+{
+    for (size_t i = 0; i < call->requests_count; i++) {
+        const struct request_account *a = &call->requests[i]->account;
+        if (a->first_token_ns <= a->received_ns)
+            continue;
+        if (x->ttft[a->origin] == NULL)
+            x->ttft[a->origin] = mem_alloc(sizeof(struct hist));
+        hist_add(x->ttft[a->origin], a->first_token_ns - a->received_ns);
+    }
+}
+
+void metrics_note_request(struct metrics *m, const struct api_call *call, int status)
+{
+    bool named = call != NULL && call->expert != NULL;
+    size_t idx = named ? expert_index(call->expert) : m->count;
+    lock_take(&m->lock);
+    count_status(&m->experts[idx], status);
+    if (named) {
+        m->experts[idx].routes[call->reason]++;
+        if (call->route_ns > 0)
+            hist_add(&m->route, call->route_ns);
+        if (api_call_done(call))
+            count_ttft(&m->experts[idx], call);
+    }
+    lock_drop(&m->lock);
+}
+
+/* ---- text format --------------------------------------------------------------------------------- */
+
+static void put_family(struct buf *out, const char *name, const char *type, const char *help)
+{
+    buf_printf(out, "# HELP %s %s\n# TYPE %s %s\n", name, help, name, type);
+}
+
+static void put_value(struct buf *out, const char *name, const char *labels, double value)
+{
+    buf_printf(out, labels[0] != 0 ? "%s{%s} %.17g\n" : "%s%s %.17g\n", name, labels, value);
+}
+
+static void put_simple(struct buf *out, const char *name, const char *type, const char *help,
+                       double value)
+{
+    put_family(out, name, type, help);
+    put_value(out, name, "", value);
+}
+
+/* Label values may hold any UTF-8; these three are escaped. */
+static const char *escape_label(const char *text, char *to, size_t cap)
+{
+    size_t at = 0;
+    for (; *text != 0 && at + 3 < cap; text++) {
+        if (*text == '\\' || *text == '"')
+            to[at++] = '\\';
+        to[at++] = *text;
+        if (*text == '\n')
+            memcpy(to + at - 1, "\\n", 2), at++;
+    }
+    to[at] = 0;
+    return to;
+}
+
+static const uint64_t edges_us[] = {20,     50,     100,     200,     500,     1000,    2000,
+                                    5000,   10000,  20000,   50000,   100000,  200000,  500000,
+                                    1000000, 2000000, 5000000, 10000000, 30000000, 60000000};
+
+static void put_hist(struct buf *out, const char *name, const char *labels, const struct hist *h)
+{
+    const char *comma = labels[0] != 0 ? "," : "";
+    for (size_t i = 0; i < BASE_COUNT(edges_us); i++)
+        buf_printf(out, "%s_bucket{%s%sle=\"%g\"} %llu\n", name, labels, comma,
+                   (double)edges_us[i] / 1e6,
+                   (unsigned long long)hist_count_below(h, edges_us[i] * 1000));
+    buf_printf(out, "%s_bucket{%s%sle=\"+Inf\"} %llu\n", name, labels, comma,
+               (unsigned long long)h->count);
+    buf_printf(out, labels[0] != 0 ? "%s_sum{%s} %.9g\n" : "%s_sum%s %.9g\n", name, labels,
+               (double)h->sum_ns / 1e9);
+    buf_printf(out, labels[0] != 0 ? "%s_count{%s} %llu\n" : "%s_count%s %llu\n", name, labels,
+               (unsigned long long)h->count);
+}
+
+/* ---- the HTTP side's families ----------------------------------------------------------------------- */
+
+static const char *expert_name(struct server *s, size_t idx, char *to, size_t cap)
+{
+    bool named = idx < experts_count(s->experts);
+    return escape_label(named ? expert_info(experts_at(s->experts, idx))->name : "", to, cap);
+}
+
+static void put_requests(struct server *s, struct buf *out)
+{
+    const struct metrics *m = s->metrics;
+    put_family(out, "switchyard_requests_total", "counter",
+               "Requests answered, by expert (empty: none was found) and HTTP status");
+    for (size_t i = 0; i <= m->count; i++) {
+        char name[300], labels[400];
+        expert_name(s, i, name, sizeof name);
+        for (size_t k = 0; k < STATUSES_MAX && m->experts[i].statuses[k].count > 0; k++) {
+            snprintf(labels, sizeof labels, "expert=\"%s\",status=\"%d\"", name,
+                     m->experts[i].statuses[k].status);
+            put_value(out, "switchyard_requests_total", labels,
+                      (double)m->experts[i].statuses[k].count);
+        }
+    }
+}
+
+static void put_ttft(struct server *s, struct buf *out)
+{
+    const struct metrics *m = s->metrics;
+    put_family(out, "switchyard_ttft_seconds", "histogram",
+               "Request received to first token, by expert and the tier its weights came from");
+    for (size_t i = 0; i < m->count; i++) {
+        char name[300], labels[400];
+        expert_name(s, i, name, sizeof name);
+        for (size_t k = 0; k < ORIGINS; k++) {
+            if (m->experts[i].ttft[k] == NULL)
+                continue;
+            snprintf(labels, sizeof labels, "expert=\"%s\",origin=\"%s\"", name,
+                     memtier_tier_name((enum memtier_tier)k));
+            put_hist(out, "switchyard_ttft_seconds", labels, m->experts[i].ttft[k]);
+        }
+    }
+}
+
+static const char *stage_of(enum router_reason r)
+{
+    bool read = r == ROUTER_REASON_NGRAM || r == ROUTER_REASON_GENERAL ||
+                r == ROUTER_REASON_ABSTAIN || r == ROUTER_REASON_EMPTY;
+    return read ? "ngram" : "none";
+}
+
+static void put_routes(struct server *s, struct buf *out)
+{
+    const struct metrics *m = s->metrics;
+    put_family(out, "switchyard_route_total", "counter",
+               "Requests by expert, the stage that chose it and why");
+    for (size_t i = 0; i < m->count; i++) {
+        char name[300], labels[400];
+        expert_name(s, i, name, sizeof name);
+        for (size_t k = 0; k < REASONS; k++) {
+            if (m->experts[i].routes[k] == 0)
+                continue;
+            snprintf(labels, sizeof labels, "expert=\"%s\",stage=\"%s\",reason=\"%s\"", name,
+                     stage_of((enum router_reason)k), router_reason_name((enum router_reason)k));
+            put_value(out, "switchyard_route_total", labels, (double)m->experts[i].routes[k]);
+        }
+    }
+    put_family(out, "switchyard_route_seconds", "histogram", "Time to choose an expert");
+    put_hist(out, "switchyard_route_seconds", "stage=\"ngram\"", &m->route);
+}
+
+/* ---- the engine's families ---------------------------------------------------------------------------- */
+
+static void put_engine(const struct engine_stats *st, struct buf *out)
+{
+    put_simple(out, "switchyard_steps_total", "counter", "Engine steps", (double)st->steps);
+    put_family(out, "switchyard_step_tokens_total", "counter", "Tokens run, by phase");
+    put_value(out, "switchyard_step_tokens_total", "phase=\"prefill\"", (double)st->tokens_prefill);
+    put_value(out, "switchyard_step_tokens_total", "phase=\"decode\"", (double)st->tokens_decode);
+    put_family(out, "switchyard_step_seconds", "histogram", "Decision to end of a step");
+    put_hist(out, "switchyard_step_seconds", "", &st->step_hist);
+    put_family(out, "switchyard_inter_token_seconds", "histogram",
+               "Time between tokens of one sequence, all experts");
+    put_hist(out, "switchyard_inter_token_seconds", "", &st->inter_token_hist);
+    put_family(out, "switchyard_queue_seconds", "histogram", "Submitted to admitted");
+    put_hist(out, "switchyard_queue_seconds", "", &st->queue_hist);
+    put_simple(out, "switchyard_base_reads_total", "counter",
+               "Whole-layer weight reads; once per step whatever the batch",
+               (double)st->base_reads);
+    put_simple(out, "switchyard_sequences_running", "gauge", "Sequences being generated",
+               st->running);
+    put_simple(out, "switchyard_queue_length", "gauge", "Requests waiting for admission",
+               st->queued);
+    put_simple(out, "switchyard_prefix_tokens_reused_total", "counter",
+               "Prompt tokens whose KV was found", (double)st->prefix_tokens_reused);
+    put_family(out, "switchyard_kv_pages", "gauge", "KV pages in use, by tier");
+    put_value(out, "switchyard_kv_pages", "tier=\"hbm\"", (double)st->kv_pages);
+    put_family(out, "switchyard_node_seconds_total", "counter",
+               "Node time: what the modelled node would have taken");
+    put_value(out, "switchyard_node_seconds_total", "what=\"total\"", (double)st->node_ns / 1e9);
+}
+
+static void put_switches(const struct engine_stats *st, struct buf *out)
+{
+    char labels[64];
+    put_family(out, "switchyard_switches_total", "counter",
+               "Steps that ran another expert than the one before, by where its weights were");
+    for (int i = MEMTIER_HBM; i <= MEMTIER_NVME; i++) {
+        snprintf(labels, sizeof labels, "origin=\"%s\"", memtier_tier_name((enum memtier_tier)i));
+        put_value(out, "switchyard_switches_total", labels, (double)st->switches[i]);
+    }
+    put_family(out, "switchyard_switch_seconds", "histogram",
+               "Decision to first launch of such a step");
+    for (int i = MEMTIER_HBM; i <= MEMTIER_NVME; i++) {
+        snprintf(labels, sizeof labels, "origin=\"%s\"", memtier_tier_name((enum memtier_tier)i));
+        put_hist(out, "switchyard_switch_seconds", labels, &st->switch_hist[i]);
+    }
+}
+
+static void put_expert_tokens(struct server *s, struct buf *out)
+{
+    size_t count = experts_count(s->experts);
+    uint64_t *tokens = mem_array(count + 1, sizeof *tokens);
+    engine_expert_tokens(s->engine, tokens, count);
+    put_family(out, "switchyard_tokens_generated_total", "counter", "Tokens generated, by expert");
+    for (size_t i = 0; i < count; i++) {
+        char name[300], labels[400];
+        snprintf(labels, sizeof labels, "expert=\"%s\"", expert_name(s, i, name, sizeof name));
+        put_value(out, "switchyard_tokens_generated_total", labels, (double)tokens[i]);
+    }
+    free(tokens);
+}
+
+/* ---- the memory's families ------------------------------------------------------------------------------ */
+
+static void put_tiers(const struct memtier_stats *t, struct buf *out)
+{
+    char labels[96];
+    put_family(out, "switchyard_tier_bytes", "gauge", "Bytes in a tier, by kind of segment");
+    for (int i = 0; i < MEMTIER_KINDS; i++) {
+        snprintf(labels, sizeof labels, "tier=\"hbm\",kind=\"%s\"",
+                 memtier_kind_name((enum memtier_kind)i));
+        put_value(out, "switchyard_tier_bytes", labels, (double)t->bytes_by_kind[i]);
+    }
+    if (t->ddr_budget > 0)
+        put_value(out, "switchyard_tier_bytes", "tier=\"ddr\",kind=\"other\"", (double)t->ddr_used);
+    put_family(out, "switchyard_tier_budget_bytes", "gauge", "What a tier may hold");
+    put_value(out, "switchyard_tier_budget_bytes", "tier=\"hbm\"", (double)t->hbm_budget);
+    put_value(out, "switchyard_tier_budget_bytes", "tier=\"ddr\"", (double)t->ddr_budget);
+}
+
+static void put_loads(const struct memtier_stats *t, struct buf *out)
+{
+    static const char path[] = "from=\"nvme\",to=\"hbm\"";
+    put_family(out, "switchyard_loads_total", "counter", "Segments moved between tiers");
+    put_value(out, "switchyard_loads_total", path, (double)t->loads);
+    put_family(out, "switchyard_load_bytes_total", "counter", "Bytes moved between tiers");
+    put_value(out, "switchyard_load_bytes_total", path, (double)t->load_bytes);
+    put_family(out, "switchyard_load_seconds", "histogram", "Submit to resident, per segment");
+    put_hist(out, "switchyard_load_seconds", path, &t->load_hist);
+    put_simple(out, "switchyard_load_failures_total", "counter", "Loads that failed for good",
+               (double)t->failed);
+    put_family(out, "switchyard_evictions_total", "counter", "Segments evicted");
+    put_value(out, "switchyard_evictions_total", "tier=\"hbm\",kind=\"all\"", (double)t->evictions);
+    put_family(out, "switchyard_hits_total", "counter", "Segments of reservations found in a tier");
+    put_value(out, "switchyard_hits_total", "tier=\"hbm\"", (double)t->hits);
+    put_family(out, "switchyard_misses_total", "counter",
+               "Segments of reservations not found in a tier");
+    put_value(out, "switchyard_misses_total", "tier=\"hbm\"", (double)t->misses);
+}
+
+static void put_process(struct server *s, struct buf *out)
+{
+    put_family(out, "switchyard_build_info", "gauge", "Which version this is");
+    put_value(out, "switchyard_build_info", "version=\"" SWITCHYARD_VERSION "\"", 1);
+    put_simple(out, "switchyard_uptime_seconds", "gauge", "Since the server opened",
+               (double)(clock_ns() - s->started_ns) / 1e9);
+    if (s->log != NULL)
+        put_simple(out, "switchyard_log_lines_dropped_total", "counter",
+                   "Log lines nobody read in time", (double)logger_dropped(s->log));
+}
+
+void metrics_put(struct server *s, struct buf *out)
+{
+    struct engine_stats *st = mem_alloc(sizeof *st); /* tens of kilobytes of histograms */
+    engine_stats(s->engine, st);
+    lock_take(&s->metrics->lock);
+    put_requests(s, out);
+    put_ttft(s, out);
+    put_routes(s, out);
+    lock_drop(&s->metrics->lock);
+    put_engine(st, out);
+    put_switches(st, out);
+    put_expert_tokens(s, out);
+    put_tiers(&st->memtier, out);
+    put_loads(&st->memtier, out);
+    put_process(s, out);
+    free(st);
+}

@@ -1,0 +1,62 @@
+/* The life of struct request: reference counting and the sizes of its output. The fields are filled
+ * in by api_*.c and run by the engine. */
+#include "daemon/request.h"
+
+#include <stdlib.h>
+
+/* Output text of a typical answer fits one block; long answers take more, none is moved. */
+#define REQUEST_TEXT_BLOCK (8 * BASE_KIB)
+
+struct request *request_open(void)
+{
+    struct request *r = mem_alloc(sizeof *r);
+    atomic_init(&r->refs, 1);
+    atomic_init(&r->state, REQUEST_NEW);
+    sampling_init(&r->sampling);
+    r->choices_count = 1;
+    arena_init(&r->memory, REQUEST_TEXT_BLOCK);
+    return r;
+}
+
+void request_ref(struct request *r)
+{
+    /* Relaxed: whoever calls this already holds a reference. */
+    atomic_fetch_add_explicit(&r->refs, 1, memory_order_relaxed);
+}
+
+static void request_free(struct request *r)
+{
+    for (size_t i = 0; i < REQUEST_CHOICES_MAX; i++)
+        free(r->choice[i].events);
+    for (size_t i = 0; i < r->stops_count; i++)
+        free(r->stops[i]);
+    free((void *)r->sampling.bias);
+    free(r->prompt.ids);
+    arena_done(&r->memory);
+    free(r);
+}
+
+void request_unref(struct request **r)
+{
+    struct request *gone = *r;
+    *r = NULL;
+    /* Release pairs with the acquire of whoever drops the last reference: it sees all writes. */
+    if (gone != NULL && atomic_fetch_sub_explicit(&gone->refs, 1, memory_order_acq_rel) == 1)
+        request_free(gone);
+}
+
+void request_prepare_output(struct request *r)
+{
+    /* One event per token, one for text flushed at the end, one for an error. */
+    uint32_t cap = r->max_tokens < UINT32_MAX - 2 ? r->max_tokens + 2 : UINT32_MAX;
+    for (uint32_t i = 0; i < r->choices_count; i++) {
+        r->choice[i].events = mem_array(cap, sizeof *r->choice[i].events);
+        r->choice[i].events_cap = cap;
+    }
+}
+
+const char *request_finish_name(enum request_finish f)
+{
+    static const char *const names[] = {"none", "stop", "length", "cancelled", "error"};
+    return names[f];
+}

@@ -1,0 +1,344 @@
+/* Opening and closing the server: store, tiers, node and experts (stack.c), then what the configuration
+ * says over them, router, engine, HTTP. */
+#include "daemon/server.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "daemon/api_guard.h"
+#include "daemon/cli.h"
+#include "daemon/http.h"
+#include "daemon/log.h"
+#include "daemon/metrics.h"
+#include "daemon/report.h"
+
+#define TEMPLATE_BYTES_MAX BASE_MIB
+
+/* ---- importing what the configuration names --------------------------------------------------------- */
+
+static bool store_has(const struct memtier_store *store, const char *name)
+{
+    char *object = mem_format("expert/%s", name);
+    bool found = memtier_store_find(store, object) != NULL;
+    free(object);
+    return found;
+}
+
+static enum err_code import_one(struct memtier_store *store, const struct conf_expert *x,
+                                const struct progress *progress, struct err *e)
+{
+    struct expert_add_report report;
+    const struct expert_add_options add = {
+        .path = x->adapter[0] != 0 ? x->adapter : x->model,
+        .name = x->name,
+        .base = x->base[0] != 0 ? x->base : NULL,
+        .scale = x->scale,
+        .description = x->description[0] != 0 ? x->description : NULL,
+    };
+    if (add.path[0] == 0 || store_has(store, x->name))
+        return ERR_OK;
+    if (experts_add(store, &add, progress, &report, e) == ERR_OK)
+        return ERR_OK;
+    return err_wrap(e, "importing expert '%s'", x->name);
+}
+
+/* Bases before the adapters that sit on them. */
+static enum err_code import_configured(const struct conf *c, const struct progress *progress,
+                                       struct err *e)
+{
+    struct memtier_store *store = NULL;
+    bool any = false;
+    for (size_t i = 0; i < c->experts_count; i++)
+        any |= c->experts[i].model[0] != 0 || c->experts[i].adapter[0] != 0;
+    if (!any)
+        return ERR_OK;
+    enum err_code code = memtier_store_open(c->store_path, MEMTIER_WRITE, &store, e);
+    for (int adapters = 0; adapters < 2; adapters++)
+        for (size_t i = 0; i < c->experts_count && code == ERR_OK; i++)
+            if ((c->experts[i].adapter[0] != 0) == (adapters == 1))
+                code = import_one(store, &c->experts[i], progress, e);
+    memtier_store_close(&store);
+    return code;
+}
+
+static enum err_code import_all(const struct conf *c, const char *model_path, char **ret_name,
+                                struct err *e)
+{
+    struct cli_bar bar;
+    cli_bar_init(&bar);
+    struct progress progress = cli_bar_progress(&bar);
+    enum err_code code = ERR_OK;
+    if (model_path[0] != 0)
+        code = stack_import(c, model_path, &progress, ret_name, e);
+    if (code == ERR_OK)
+        code = import_configured(c, &progress, e);
+    cli_bar_done(&bar);
+    return code;
+}
+
+/* ---- experts as served -------------------------------------------------------------------------------- */
+
+static const struct conf_expert *conf_of(const struct conf *c, const char *name)
+{
+    for (size_t i = 0; i < c->experts_count; i++)
+        if (strcmp(c->experts[i].name, name) == 0)
+            return &c->experts[i];
+    return NULL;
+}
+
+static const struct guard *guard_of(struct server *s, const struct tokenizer *t)
+{
+    for (size_t i = 0; i < s->guards_count; i++)
+        if (s->guards[i].tokenizer == t)
+            return s->guards[i].guard;
+    s->guards = mem_grow(s->guards, s->guards_count + 1, sizeof *s->guards);
+    struct server_guard *g = &s->guards[s->guards_count++];
+    *g = (struct server_guard){.tokenizer = t, .guard = guard_open(t)};
+    return g->guard;
+}
+
+static enum err_code read_template(const char *path, struct chat_template **ret, struct err *e)
+{
+    struct buf text = {0};
+    enum err_code code = file_read(path, TEMPLATE_BYTES_MAX, &text, e);
+    if (code == ERR_OK)
+        code = template_parse(text.data != NULL ? text.data : "", text.len, ret, e);
+    buf_done(&text);
+    return code;
+}
+
+static enum err_code open_serving(struct server *s, struct expert *ex, struct server_expert *to,
+                                  struct err *e)
+{
+    const struct expert_info *info = expert_info(ex);
+    const struct conf_expert *conf = conf_of(s->conf, info->name);
+    to->conf = conf;
+    to->system = info->system != NULL ? info->system : "";
+    if (!expert_ok(ex, NULL))
+        return ERR_OK; /* listed with its error, never run */
+    to->template = expert_template(ex);
+    to->guard = guard_of(s, expert_tokenizer(ex));
+    to->context = expert_context(ex);
+    if (conf == NULL)
+        return ERR_OK;
+    to->priority = conf->priority;
+    if (conf->system[0] != 0)
+        to->system = conf->system;
+    if (conf->context > 0)
+        to->context = BASE_MIN(conf->context, to->context);
+    if (conf->template_file[0] == 0)
+        return ERR_OK;
+    if (read_template(conf->template_file, &to->template_own, e) != ERR_OK)
+        return err_wrap(e, "template of expert '%s'", info->name);
+    to->template = to->template_own;
+    return ERR_OK;
+}
+
+static enum err_code check_configured(struct server *s, struct err *e)
+{
+    for (size_t i = 0; i < s->conf->experts_count; i++)
+        if (experts_find(s->experts, s->conf->experts[i].name) == NULL)
+            return err_set_param(e, ERR_NOT_FOUND, "experts",
+                                 "the configuration names the expert '%s', but the store %s has "
+                                 "none of that name and no `model` or `adapter` file is given to "
+                                 "import it from", s->conf->experts[i].name, s->conf->store_path);
+    return ERR_OK;
+}
+
+static enum err_code open_experts(struct server *s, struct err *e)
+{
+    size_t count = experts_count(s->experts);
+    if (count == 0)
+        return err_set(e, ERR_NOT_FOUND, "the store %s has no experts: give --model FILE.gguf, or "
+                       "add some with 'switchyard experts add FILE --name NAME'",
+                       s->conf->store_path);
+    s->serving = mem_array(count, sizeof *s->serving);
+    enum err_code code = check_configured(s, e);
+    for (size_t i = 0; i < count && code == ERR_OK; i++)
+        code = open_serving(s, experts_at(s->experts, i), &s->serving[i], e);
+    return code;
+}
+
+struct expert *server_find_expert(struct server *s, const char *name)
+{
+    struct expert *ex = experts_find(s->experts, name);
+    for (size_t i = 0; ex == NULL && i < experts_count(s->experts); i++) {
+        const struct conf_expert *conf = s->serving[i].conf;
+        for (size_t k = 0; conf != NULL && k < conf->aliases_count; k++)
+            if (strcmp(conf->aliases[k], name) == 0)
+                ex = experts_at(s->experts, i);
+    }
+    return ex;
+}
+
+const struct server_expert *server_expert_of(const struct server *s, const struct expert *ex)
+{
+    return &s->serving[expert_index(ex)];
+}
+
+/* ---- the generalist, holds, the router ------------------------------------------------------------------ */
+
+/* Who answers when the router abstains: as configured, else the model given on the command line, else
+ * the first that works and has weights of its own. */
+static enum err_code choose_generalist(struct server *s, const char *imported, struct err *e)
+{
+    const char *name = s->conf->router_generalist;
+    s->generalist = name[0] != 0       ? server_find_expert(s, name)
+                    : imported != NULL ? experts_find(s->experts, imported)
+                                       : NULL;
+    if (name[0] != 0 && s->generalist == NULL)
+        return err_set_param(e, ERR_NOT_FOUND, "router.generalist",
+                             "router.generalist is '%s', but there is no such expert", name);
+    for (int own = 1; own >= 0 && s->generalist == NULL; own--)
+        for (size_t i = 0; i < experts_count(s->experts) && s->generalist == NULL; i++) {
+            struct expert *ex = experts_at(s->experts, i);
+            if (expert_ok(ex, NULL) && (!expert_info(ex)->is_adapter || own == 0))
+                s->generalist = ex;
+        }
+    if (s->generalist == NULL) {
+        expert_ok(experts_at(s->experts, 0), e);
+        return err_wrap(e, "no expert of the store can serve; the first says");
+    }
+    return ERR_OK;
+}
+
+/* Before the engine's thread exists, the tiers are this thread's. */
+static void hold_configured(struct server *s)
+{
+    for (size_t i = 0; i < experts_count(s->experts); i++) {
+        struct expert *ex = experts_at(s->experts, i);
+        const struct conf_expert *conf = s->serving[i].conf;
+        size_t count;
+        if (conf == NULL || !conf->hold || ex == s->generalist || !expert_ok(ex, NULL))
+            continue;
+        const uint32_t *segments = expert_segments(ex, &count);
+        for (size_t k = 0; k < count; k++)
+            memtier_hold(s->memtier, segments[k]);
+    }
+}
+
+static void map_labels(struct server *s)
+{
+    size_t labels = router_head_labels(s->head);
+    s->label_to_expert = mem_array(labels, sizeof *s->label_to_expert);
+    s->label_allowed = mem_array(labels, sizeof *s->label_allowed);
+    for (size_t i = 0; i < labels; i++) {
+        const char *label = router_head_label(s->head, i);
+        struct expert *ex = server_find_expert(s, label);
+        bool usable = ex != NULL && expert_ok(ex, NULL);
+        s->label_to_expert[i] = usable ? (int)expert_index(ex) : -1;
+        s->label_allowed[i] = usable || strcmp(label, "general") == 0;
+    }
+}
+
+/* The configured head; without one, the store's if it has one. */
+static enum err_code open_router(struct server *s, struct err *e)
+{
+    char *path = s->conf->router_head[0] != 0
+                     ? mem_strdup(s->conf->router_head)
+                     : mem_format("%s/router.head", s->conf->store_path);
+    enum err_code code = ERR_OK;
+    if (s->conf->router_head[0] != 0 || access(path, R_OK) == 0)
+        code = router_head_open(path, &s->head, e);
+    free(path);
+    if (code == ERR_OK && s->head != NULL)
+        map_labels(s);
+    return code;
+}
+
+/* ---- open and close ----------------------------------------------------------------------------------------- */
+
+static enum err_code open_stack(struct server *s, struct err *e)
+{
+    enum err_code code = stack_open(s->conf, MEMTIER_SERVE, &s->stack, e);
+    s->store = s->stack.store;
+    s->memtier = s->stack.memtier;
+    s->node = s->stack.node;
+    s->experts = s->stack.experts;
+    return code;
+}
+
+static enum err_code open_engine(struct server *s, struct err *e)
+{
+    const struct conf *c = s->conf;
+    const struct engine_options options = {
+        .experts = s->experts,
+        .memtier = s->memtier,
+        .node = s->node,
+        .generalist = s->generalist,
+        .max_sequences = c->sched_max_sequences,
+        .max_queue = c->sched_max_queue,
+        .max_defer_ms = c->sched_max_defer_ms,
+        .prefill_chunk = c->sched_prefill_chunk,
+    };
+    return engine_open(&options, &s->engine, e);
+}
+
+static enum err_code open_parts(struct server *s, const char *imported, struct err *e)
+{
+    enum err_code code = open_stack(s, e);
+    if (code == ERR_OK)
+        code = open_experts(s, e);
+    if (code == ERR_OK)
+        code = choose_generalist(s, imported, e);
+    if (code == ERR_OK)
+        code = open_router(s, e);
+    if (code != ERR_OK)
+        return code;
+    hold_configured(s);
+    s->metrics = metrics_open(experts_count(s->experts));
+    code = logger_open(STDOUT_FILENO, log_level_parse(s->conf->log_level), &s->log, e);
+    if (code == ERR_OK)
+        code = open_engine(s, e);
+    if (code == ERR_OK)
+        code = http_open(s, &s->http, e);
+    return code;
+}
+
+enum err_code server_open(const struct conf *c, const char *model_path, struct server *ret,
+                          struct err *e)
+{
+    char *imported = NULL;
+    *ret = (struct server){.conf = c, .started_ns = clock_ns()};
+    enum err_code code = import_all(c, model_path, &imported, e);
+    if (code == ERR_OK)
+        code = open_parts(ret, imported, e);
+    free(imported);
+    if (code != ERR_OK) {
+        server_close(ret);
+        return code;
+    }
+    struct buf text = {0};
+    report_server(ret, &text);
+    fwrite(text.data, 1, text.len, stderr);
+    buf_done(&text);
+    atomic_store(&ret->ready, true);
+    return ERR_OK;
+}
+
+static void close_serving(struct server *s)
+{
+    for (size_t i = 0; s->serving != NULL && i < experts_count(s->experts); i++)
+        template_close(&s->serving[i].template_own);
+    for (size_t i = 0; i < s->guards_count; i++)
+        guard_close(&s->guards[i].guard);
+    free(s->guards);
+    free(s->serving);
+    free(s->label_to_expert);
+    free(s->label_allowed);
+}
+
+void server_close(struct server *s)
+{
+    /* Connections first, then the engine that wakes them, then the table it wakes them through. */
+    http_stop(s->http, 0);
+    engine_close(&s->engine);
+    http_close(&s->http);
+    logger_close(&s->log);
+    metrics_close(&s->metrics);
+    router_head_close(&s->head);
+    close_serving(s);
+    stack_close(&s->stack);
+    *s = (struct server){0};
+}
