@@ -195,6 +195,7 @@ struct memtier_stats {
     uint64_t pages;                                      /* KV pages given out now */
     uint64_t largest_free; /* bytes of the longest free run: fragmentation against hbm_used */
     uint64_t compacted_bytes;
+    uint64_t jobs_out; /* loads and copies the loader has now */
 };
 void memtier_stats(const struct memtier *m, struct memtier_stats *ret); /* any thread (locks) */
 

@@ -52,6 +52,7 @@ void publish_stats(struct memtier *m)
         m->free_changed = false;
         m->stats.largest_free = (uint64_t)extents_largest(&m->hbm.extents) * POOL_GRANULE;
     }
+    m->stats.jobs_out = m->jobs_out;
     lock_take(&m->lock);
     /* Everything before the histogram, which is the loader's: 2.6 KiB that need not move here. */
     memcpy(&m->shown, &m->stats, offsetof(struct memtier_stats, load_hist));

@@ -388,15 +388,16 @@ void memtier_page_free(struct memtier *m, void *page, size_t bytes)
 size_t memtier_page_room(const struct memtier *m, size_t bytes)
 {
     const struct extents *x = &m->hbm.extents;
-    uint32_t granules = pool_granules(bytes), run = 0, count, owner;
+    uint32_t granules = pool_granules(bytes), run = 0, evictable = 0, count, owner;
     size_t room = 0;
     if (granules == 0)
         return 0;
     for (uint32_t g = 0; g < x->limit; g += count) {
         count = extents_next(x, g, &owner);
-        bool ours = count > 0 && g + count <= x->limit &&
-                    (owner == POOL_NONE || (owner != OWNER_PAGE && seg_evictable(m->segs[owner])));
+        bool leaves = owner != POOL_NONE && owner != OWNER_PAGE && seg_evictable(m->segs[owner]);
+        bool ours = count > 0 && g + count <= x->limit && (owner == POOL_NONE || leaves);
         count = BASE_MAX(count, 1u);
+        evictable += leaves ? count : 0;
         if (ours) {
             run += count;
             continue;
@@ -404,7 +405,10 @@ size_t memtier_page_room(const struct memtier *m, size_t bytes)
         room += run / granules;
         run = 0;
     }
-    return room + run / granules;
+    /* After a shrink, blocks above the limit count against it. */
+    uint32_t stay = x->used - evictable;
+    size_t budget = stay < x->limit ? (x->limit - stay) / granules : 0;
+    return BASE_MIN(room + run / granules, budget);
 }
 
 uint64_t memtier_room(const struct memtier *m)
