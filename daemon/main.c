@@ -13,6 +13,13 @@ static const struct command {
 } commands[] = {
     {"serve", cmd_serve, "answer OpenAI-style requests over HTTP"},
     {"check", cmd_check, "validate a configuration and print what it means here"},
+    {"experts", cmd_experts, "add, list, verify, merge, export and remove experts"},
+    {"route", cmd_route, "ask the router; train and evaluate its heads"},
+    {"chat", cmd_chat, "talk to a running server"},
+    {"explain", cmd_explain, "show the program that an expert runs"},
+    {"bench", cmd_bench, "measure this machine and its kernels"},
+    {"tokenize", cmd_tokenize, "text to tokens and back, as a model does it"},
+    {"template", cmd_template, "render a chat template"},
 };
 
 static void print_help(FILE *to)
