@@ -269,7 +269,7 @@ static void settle(struct loader *l, struct load_job *job)
             return;
         }
     }
-    if (wish(&job->cancel) || atomic_load_explicit(&l->stop, memory_order_relaxed))
+    if (job->dropped || atomic_load_explicit(&l->stop, memory_order_relaxed))
         answer(l, job, JOB_CANCELLED);
     else
         fail_or_retry(l, job);
@@ -380,6 +380,8 @@ static bool step_list(struct loader *l, struct load_job **list)
     if (job == NULL)
         return false;
     if (job->kind == JOB_FORGET) {
+        if (l->inflight > 0)
+            return false; /* reads that name the buffers may not have reached the kernel yet */
         pop_head(list);
         forget_slabs(l, job->slab);
         answer(l, job, JOB_DONE);
@@ -394,9 +396,11 @@ static bool step_list(struct loader *l, struct load_job **list)
         }
         return false; /* look at the device between two pieces */
     }
-    if (job->error == 0 && !wish(&job->cancel))
+    /* Looked at once and remembered: the wish may be taken back while reads are in flight. */
+    job->dropped = wish(&job->cancel);
+    if (job->error == 0 && !job->dropped)
         issue_read(l, job);
-    if (job->error != 0 || job->complete || wish(&job->cancel)) {
+    if (job->error != 0 || job->complete || job->dropped) {
         pop_head(list);
         if (job->inflight == 0)
             settle(l, job);
@@ -528,14 +532,11 @@ static void take_urgent(struct loader *l)
     }
 }
 
-/* Returns when the next of them is due, UINT64_MAX = none. */
-static uint64_t take_due(struct loader *l, uint64_t now)
+static void take_due(struct loader *l, uint64_t now)
 {
-    uint64_t next = UINT64_MAX;
     for (struct load_job **at = &l->retry; *at != NULL;) {
         struct load_job *job = *at;
         if (job->due_ns > now && !wish(&job->cancel)) {
-            next = BASE_MIN(next, job->due_ns);
             at = &job->next;
             continue;
         }
@@ -545,7 +546,15 @@ static uint64_t take_due(struct loader *l, uint64_t now)
         job->next = *list;
         *list = job;
     }
-    return next;
+}
+
+/* Until the next retry is due; UINT64_MAX = none. */
+static uint64_t due_in(const struct loader *l, uint64_t now)
+{
+    uint64_t ns = UINT64_MAX;
+    for (const struct load_job *job = l->retry; job != NULL; job = job->next)
+        ns = BASE_MIN(ns, job->due_ns > now ? job->due_ns - now : 0);
+    return ns;
 }
 
 /* ---- registered slabs ---- */
@@ -670,6 +679,7 @@ static enum err_code try_uring(struct loader *l, struct err *e)
 static enum err_code try_pread(struct loader *l, bool direct, const char *because, struct err *e)
 {
     struct io_options opt = {.wake_fd = ring_fd(l->requests), .depth = PREAD_THREADS};
+    l->registering = false; /* io_uring may have been tried before */
     enum err_code rc = io_open_pread(&opt, &l->io, e);
     if (rc != ERR_OK)
         return rc;
@@ -729,11 +739,11 @@ static void run(struct loader *l)
     while (!atomic_load_explicit(&l->stop, memory_order_acquire)) {
         take_requests(l);
         take_urgent(l);
-        uint64_t now = clock_ns(), due = take_due(l, now);
+        take_due(l, clock_ns());
         issue(l);
         bool more = l->copying || register_one(l);
-        uint64_t timeout = more ? 0 : due == UINT64_MAX ? UINT64_MAX : due > now ? due - now : 0;
-        complete(l, l->io->ops->wait(l->io, timeout));
+        /* Only now: issuing may itself have sent a job to wait for its next attempt. */
+        complete(l, l->io->ops->wait(l->io, more ? 0 : due_in(l, clock_ns())));
     }
     /* The memory of reads in flight is the caller's until they end. */
     while (l->inflight > 0) {
@@ -839,7 +849,7 @@ struct ring *loader_wake_ring(struct loader *l)
 void loader_submit(struct loader *l, struct load_job *job)
 {
     job->next = NULL;
-    job->listed = job->complete = false;
+    job->listed = job->complete = job->dropped = false;
     job->next_offset = job->due_ns = 0;
     job->inflight = job->attempts = 0;
     job->error = 0;

@@ -92,7 +92,7 @@ struct load_job {
     struct err *why; /* JOB_FAILED: malloc'd, the receiver frees */
     /* The loader's. */
     struct load_job *next;
-    bool listed, complete;
+    bool listed, complete, dropped;
     uint64_t next_offset, due_ns;
     uint32_t inflight, attempts;
     int error;

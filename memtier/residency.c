@@ -64,8 +64,6 @@ void publish_stats(struct memtier *m)
 void seg_free_memory(struct memtier *m, struct seg *s, enum seg_state to)
 {
     tally(m, s, -1);
-    if (s->at + s->granules > m->hbm.extents.limit)
-        m->trim_due = true;
     extents_give(&m->hbm.extents, s->at);
     m->free_changed = true;
     seg_move(s, to);
@@ -276,6 +274,7 @@ void memtier_poll(struct memtier *m)
         return;
     m->load_rate = loader_rate(m->loader);
     submit_waiting(m);
+    room_drain(m);
     trim_if_quiet(m);
     publish_stats(m);
 }
@@ -481,10 +480,8 @@ void memtier_release(struct memtier *m, struct memtier_lease **lp)
         return;
     unpin_all(m, l, true);
     lease_give(m, l);
-    if (m->hbm.extents.used > m->hbm.extents.limit) {
-        room_shrink(m);
-        trim_if_quiet(m);
-    }
+    room_drain(m);
+    trim_if_quiet(m);
     publish_stats(m);
     *lp = NULL;
 }

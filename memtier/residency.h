@@ -88,7 +88,7 @@ struct memtier {
     struct seg *waiting, *waiting_tail; /* loads that found the loader's ring full */
     size_t jobs_out;
     struct load_job forget;
-    bool forget_out, trim_due, free_changed;
+    bool forget_out, trim_due, draining, free_changed;
 
     uint64_t now_ns, seq, mark, fail_serial;
     double load_rate;
@@ -141,7 +141,8 @@ bool room_make(struct memtier *m, size_t count);
 uint32_t room_for_page(struct memtier *m, uint32_t granules);
 uint64_t room_slide(struct memtier *m, uint64_t bytes_max);
 void room_demote_done(struct memtier *m, struct seg *s);
-/* Evict until no more than the limit is used, as far as possible. */
-void room_shrink(struct memtier *m);
+/* After a shrink: evict and move until nothing lies above the limit and no more than the limit is
+ * used, as far as pins and pages allow. Called again when either may have gone. */
+void room_drain(struct memtier *m);
 
 #endif

@@ -455,8 +455,12 @@ uint32_t room_for_page(struct memtier *m, uint32_t granules)
 static void bring_down(struct memtier *m, struct seg *s)
 {
     struct extents *x = &m->hbm.extents;
+    if (m->demotes_out > 0)
+        return;
+    if (extents_find_low(x, s->granules) == POOL_NONE)
+        (void)room_slide(m, UINT64_MAX);
     uint32_t to = extents_find_low(x, s->granules);
-    if (m->demotes_out > 0 || to == POOL_NONE)
+    if (to == POOL_NONE)
         return;
     memcpy(pool_at(&m->hbm, to), pool_at(&m->hbm, s->at), (size_t)s->bytes);
     extents_give(x, s->at);
@@ -465,10 +469,25 @@ static void bring_down(struct memtier *m, struct seg *s)
     m->stats.compacted_bytes += s->bytes;
 }
 
-void room_shrink(struct memtier *m)
+static bool anything_above(const struct memtier *m)
+{
+    const struct extents *x = &m->hbm.extents;
+    uint32_t end = (uint32_t)(m->hbm.usable_bytes / POOL_GRANULE), owner;
+    for (uint32_t g = 0; g < end;) {
+        uint32_t count = extents_next(x, g, &owner);
+        if (count > 0 && g + count > x->limit)
+            return true;
+        g += BASE_MAX(count, 1u);
+    }
+    return false;
+}
+
+void room_drain(struct memtier *m)
 {
     struct extents *x = &m->hbm.extents;
     size_t candidates = 0;
+    if (!m->draining)
+        return;
     m->mark++; /* nothing belongs to a reservation now */
     for (size_t i = 0; i < m->segs_count; i++) {
         struct seg *s = m->segs[i];
@@ -485,4 +504,6 @@ void room_shrink(struct memtier *m)
         if (seg_movable(m, s) && s->at + s->granules > x->limit)
             bring_down(m, s);
     }
+    m->trim_due = true;
+    m->draining = x->used > x->limit || anything_above(m);
 }

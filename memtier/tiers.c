@@ -290,6 +290,8 @@ void memtier_unhold(struct memtier *m, uint32_t seg)
     s->holds--;
     tally(m, s, 1);
     seg_maybe_cancel(m, s);
+    room_drain(m);
+    trim_if_quiet(m);
     publish_stats(m);
 }
 
@@ -377,11 +379,8 @@ void memtier_page_free(struct memtier *m, void *page, size_t bytes)
     m->stats.pages--;
     m->stats.bytes_by_kind[MEMTIER_KIND_KV] -= (uint64_t)granules * POOL_GRANULE;
     m->fixed_bytes -= (uint64_t)granules * POOL_GRANULE;
-    if (at + granules > x->limit) {
-        m->trim_due = true;
-        room_shrink(m);
-        trim_if_quiet(m);
-    }
+    room_drain(m);
+    trim_if_quiet(m);
     publish_stats(m);
 }
 
@@ -467,12 +466,11 @@ enum err_code memtier_set_budget(struct memtier *m, uint64_t hbm_bytes, struct e
     if (rc != ERR_OK)
         return rc;
     uint32_t limit = m->hbm.extents.limit;
-    if (limit < before) {
+    if (limit < before)
         forget_above(m, limit);
-        m->trim_due = true;
-        /* Held and idle segments that lie too high come down as far as there is room. */
-        room_shrink(m);
-    }
+    m->draining = m->draining || limit < before;
+    room_drain(m);
+    trim_if_quiet(m);
     publish_stats(m);
     return ERR_OK;
 }
