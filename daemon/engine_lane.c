@@ -23,6 +23,7 @@ void engine_publish(struct lane *l, int32_t token, const struct buf *visible, en
 {
     struct request *r = l->request;
     struct request_choice *c = &r->choice[l->choice_idx];
+    /* relaxed: only this thread stores it; the pair for readers is the release below. */
     uint32_t at = atomic_load_explicit(&c->events_count, memory_order_relaxed);
     if (at >= c->events_cap)
         return; /* cannot happen: the cap is max_tokens plus the final ones */
@@ -124,6 +125,7 @@ static void waiting_end(struct engine *g, struct engine_request *er, enum reques
     for (uint32_t i = 0; i < r->choices_count; i++) {
         struct request_choice *c = &r->choice[i];
         c->events[0] = (struct request_event){.token = -1, .finish = finish};
+        /* release: pairs with the readers' acquire of events_count. */
         atomic_store_explicit(&c->events_count, 1, memory_order_release);
     }
     atomic_fetch_sub(&g->queued, 1);

@@ -1,3 +1,4 @@
+/* Held text is at most one stop string long, so every push is O(stops x their length). */
 #include <string.h>
 
 #include "daemon/output.h"

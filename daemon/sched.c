@@ -1,3 +1,4 @@
+/* The rules of sched.h over the view, each a predicate of its own. */
 #include "daemon/sched.h"
 
 /* Bytes that bases with work hold now: they should keep them while they run. */

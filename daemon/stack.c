@@ -1,3 +1,4 @@
+/* Opening the rooms below the daemon in their order, and closing them in the reverse. */
 #include <ctype.h>
 #include <ftw.h>
 #include <stdlib.h>

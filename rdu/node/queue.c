@@ -46,10 +46,12 @@ void node_barrier_wait(struct node_barrier *b)
 {
     if (b->threads == 1)
         return;
+    /* relaxed: it cannot move before we have arrived; the pair is the fetch_add below. */
     uint32_t phase = atomic_load_explicit(&b->phase.value, memory_order_relaxed);
     /* acq_rel: everyone's writes before the barrier are visible to the last to arrive, who releases
      * them to all through the phase. */
     if (atomic_fetch_add_explicit(&b->arrived, 1, memory_order_acq_rel) + 1 == b->threads) {
+        /* relaxed: published to the others by the phase's store right after. */
         atomic_store_explicit(&b->arrived, 0, memory_order_relaxed);
         node_gate_publish(&b->phase, phase + 1);
         return;
