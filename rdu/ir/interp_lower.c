@@ -53,7 +53,9 @@ static void find_lanes(struct lower *l)
         changed = false;
         for (uint32_t i = 0; i < l->b->count; i++) {
             const struct ir_op *op = &l->b->ops[i];
-            l->lane[i] = is_lane(l, i);
+            bool now = is_lane(l, i);
+            changed |= now != l->lane[i];
+            l->lane[i] = now;
             if (op->code != IR_REDUCE)
                 continue;
             for (uint32_t k = 0; k < op->carried; k++) {
@@ -244,6 +246,7 @@ static void reduce_step(const struct lower *l, uint32_t id, struct ir_step *s)
     s->reduce = op->reduce;
     s->carried = op->carried;
     s->index = l->reg[id].at;
+    s->type = l->b->ops[op->arg[0]].type; /* of a max */
     for (uint32_t k = 0; k < op->carried; k++) {
         s->carry[k] = l->carry[id][k];
         s->yield[k] = l->reg[op->yield[k]];

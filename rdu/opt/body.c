@@ -27,26 +27,29 @@ static int64_t deepest_arg(const struct pass *p, const struct ir_op *op)
     return home;
 }
 
+/* Deepest home of the values the op uses, of those outside of reduce r. */
+static int64_t deepest_outside(const struct pass *p, const struct ir_op *op, uint32_t r, int64_t home)
+{
+    uint32_t arg[5], count = ir_op_args(op, arg);
+    for (uint32_t i = 0; i < count; i++) {
+        if (arg[i] != r && p->home[arg[i]] < (int64_t)r)
+            home = BASE_MAX(home, p->home[arg[i]]);
+    }
+    for (uint32_t k = 0; op->code == IR_REDUCE && k < op->carried; k++) {
+        if (p->home[op->yield[k]] < (int64_t)r)
+            home = BASE_MAX(home, p->home[op->yield[k]]);
+    }
+    return home;
+}
+
 /* A reduce as a whole depends on what its ops depend on outside of it. An inner reduce has the larger
  * id, so "deeper" is "larger" along one chain of nesting. */
 static int64_t home_of_reduce(const struct pass *p, uint32_t r)
 {
     const struct ir_op *op = &p->from->ops[r];
-    int64_t home = deepest_arg(p, op);
-    for (uint32_t i = r + 1; i < op->end; i++) {
-        const struct ir_op *inner = &p->from->ops[i];
-        uint32_t arg[5], count = ir_op_args(inner, arg);
-        bool names_reduce = inner->code == IR_RINDEX || inner->code == IR_CARRIED_VALUE;
-        /* One by one: an op may take one value from here and another from further out. */
-        for (uint32_t a = 0; a < count && !names_reduce; a++) {
-            if (p->home[arg[a]] < (int64_t)r)
-                home = BASE_MAX(home, p->home[arg[a]]);
-        }
-    }
-    for (uint32_t k = 0; k < op->carried; k++) {
-        if (p->home[op->yield[k]] < (int64_t)r)
-            home = BASE_MAX(home, p->home[op->yield[k]]);
-    }
+    int64_t home = deepest_outside(p, op, r, -1);
+    for (uint32_t i = r + 1; i < op->end; i++)
+        home = deepest_outside(p, &p->from->ops[i], r, home);
     return home;
 }
 
