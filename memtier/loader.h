@@ -93,7 +93,7 @@ struct load_job {
     /* The loader's. */
     struct load_job *next;
     bool listed, complete, dropped;
-    uint64_t next_offset, due_ns;
+    uint64_t next_offset, hashed, due_ns;
     uint32_t inflight, attempts;
     int error;
     const char *error_text;
