@@ -122,7 +122,7 @@ static enum err_code check_texts_of_model(const struct importing *im, const stru
     if (rc != ERR_OK)
         return rc;
     rc = check_template(s.data, s.len, "the file's", im->e);
-    return rc == ERR_OK ? ERR_OK : err_wrap(im->e, "%s (another template can be given)", g->label);
+    return rc == ERR_OK ? ERR_OK : err_wrap(im->e, "%s (give another one with --template)", g->label);
 }
 
 static enum err_code plan_full_model(struct importing *im, struct gguf **g)
@@ -134,6 +134,28 @@ static enum err_code plan_full_model(struct importing *im, struct gguf **g)
     return rc == ERR_OK ? set_plan_model(g, &shape, &im->plan, im->e) : rc;
 }
 
+/* Adapters may be stacked, each over the one before: count those below the new one. */
+static enum err_code check_depth(struct importing *im, const struct expert_record *base)
+{
+    char *at = mem_strdup(base->name);
+    enum err_code rc = ERR_OK;
+    for (unsigned depth = 1; rc == ERR_OK; depth++) {
+        struct expert_record *r = NULL;
+        rc = expert_record_find(im->store, at, &r, im->e);
+        bool more = rc == ERR_OK && r->base;
+        if (more && depth == SET_ADAPTERS_MAX)
+            rc = err_set_param(im->e, ERR_UNSUPPORTED, "base", "'%s' would be adapter %u over a model; "
+                               "%d may be stacked", im->opt->name, depth + 1, SET_ADAPTERS_MAX);
+        free(at);
+        at = mem_strdup(more ? r->base : "");
+        expert_record_close(&r);
+        if (!more)
+            break;
+    }
+    free(at);
+    return rc;
+}
+
 static enum err_code plan_over_base(struct importing *im, struct gguf **g)
 {
     struct expert_record *base = NULL;
@@ -141,9 +163,8 @@ static enum err_code plan_over_base(struct importing *im, struct gguf **g)
     enum err_code rc = expert_record_find(im->store, im->opt->base, &base, im->e);
     if (rc != ERR_OK)
         return err_wrap(im->e, "base of '%s'", im->opt->name);
-    if (base->adapter_set)
-        rc = err_set_param(im->e, ERR_INVALID, "base", "'%s' is itself an adapter; its base is '%s'",
-                           base->name, base->base);
+    /* The base may be an adapter too: they are applied from the bottom up. */
+    rc = check_depth(im, base);
     const struct memtier_object *o = memtier_store_find(im->store, base->set);
     if (rc == ERR_OK && !o)
         rc = err_set(im->e, ERR_CORRUPT, "the store lacks %s, the weights of '%s'", base->set,

@@ -1,6 +1,7 @@
-/* experts merge: one self-contained GGUF out of an expert. Matrices become Q8_0 of W + scale * B A, summed
- * in f32; matrices that are Q8_0 already and have no delta keep their bytes; vectors become F32. Metadata
- * is the base's, but for name, file type and, if the expert has one of its own, the chat template. */
+/* experts merge: one self-contained GGUF out of an expert. Matrices become Q8_0 of W + the sum of
+ * scale * B A over its adapters, in f32; matrices that are Q8_0 already and have no delta keep their
+ * bytes; vectors become F32. Metadata is the base's, but for name, file type and, if the expert has one
+ * of its own, the chat template. */
 #include "experts/gguf.h"
 #include "experts/gguf_out.h"
 #include "experts/set.h"
@@ -12,8 +13,12 @@
 #define BAND_BYTES ((size_t)2 << 20)
 
 struct merging {
+    struct memtier_store *store;
     const struct expert_record *rec;
-    struct set_reader base, adapter; /* adapter.set NULL: a full model */
+    struct set_reader base;
+    struct set_reader adapter[SET_ADAPTERS_MAX]; /* the expert's own first, then the one below */
+    double scale[SET_ADAPTERS_MAX];
+    unsigned adapters;      /* 0 = a full model */
     struct gguf_out out;
     const struct progress *progress;
     struct err *e;
@@ -23,12 +28,18 @@ struct merging {
     size_t band_bytes;
 };
 
-/* The two factors of one matrix's delta, as f32. */
+/* The two factors of one adapter's delta for one matrix, as f32. */
 struct delta {
     float *a, *b;           /* [rank, cols], [rows, rank] */
-    uint32_t rank;
+    uint32_t rank;          /* 0 = the adapter leaves the matrix alone */
     float scale;
 };
+
+static size_t row_bytes(enum rdu_type type, uint32_t cols)
+{
+    const struct rdu_type_info *ti = rdu_type_info(type);
+    return (size_t)cols / ti->block_elems * ti->block_bytes;
+}
 
 /* ---- the header ---- */
 
@@ -42,8 +53,7 @@ static enum rdu_type merged_type(const struct set_tensor *t)
 
 static uint64_t merged_bytes(const struct set_tensor *t)
 {
-    const struct rdu_type_info *ti = rdu_type_info(merged_type(t));
-    return (uint64_t)t->rows * (t->cols / ti->block_elems) * ti->block_bytes;
+    return (uint64_t)t->rows * row_bytes(merged_type(t), t->cols);
 }
 
 static bool replaced_key(const struct merging *m, const struct gguf_kv *kv)
@@ -85,16 +95,16 @@ static void make_header(struct merging *m)
 
 /* ---- deltas ---- */
 
-static enum err_code read_matrix_f32(struct merging *m, const struct set_tensor *t, float **ret)
+static enum err_code read_matrix_f32(struct set_reader *from, const struct set_tensor *t, float **ret,
+                                     struct err *e)
 {
-    const struct rdu_type_info *ti = rdu_type_info(t->file_type);
-    size_t row_bytes = (size_t)t->cols / ti->block_elems * ti->block_bytes;
-    uint8_t *raw = malloc(t->rows * row_bytes);
+    size_t bytes = row_bytes(t->file_type, t->cols);
+    uint8_t *raw = malloc(t->rows * bytes);
     float *out = raw ? malloc((size_t)t->rows * t->cols * sizeof(*out)) : NULL;
-    enum err_code rc = out ? set_read_rows(&m->adapter, t, 0, t->rows, raw, m->e)
-                           : err_set(m->e, ERR_NO_MEMORY, "no memory for '%s'", t->name);
+    enum err_code rc = out ? set_read_rows(from, t, 0, t->rows, raw, e)
+                           : err_set(e, ERR_NO_MEMORY, "no memory for '%s'", t->name);
     for (uint32_t r = 0; r < t->rows && rc == ERR_OK; r++)
-        rdu_dequant_row(t->file_type, raw + r * row_bytes, out + (size_t)r * t->cols, t->cols);
+        rdu_dequant_row(t->file_type, raw + r * bytes, out + (size_t)r * t->cols, t->cols);
     free(raw);
     if (rc == ERR_OK)
         *ret = out;
@@ -103,27 +113,21 @@ static enum err_code read_matrix_f32(struct merging *m, const struct set_tensor 
     return rc;
 }
 
-static void delta_done(struct delta *d)
+static enum err_code read_delta(struct merging *m, unsigned adapter, const struct set_tensor *t,
+                                struct delta *d)
 {
-    free(d->a);
-    free(d->b);
-    *d = (struct delta){0};
-}
-
-/* rank 0 = the adapter leaves the matrix alone. */
-static enum err_code read_delta(struct merging *m, const struct set_tensor *t, struct delta *d)
-{
+    struct set_reader *from = &m->adapter[adapter];
     const struct set_tensor *a, *b;
     float pair_scale;
-    *d = (struct delta){0};
-    if (!m->adapter.set || t->layer < 0 ||
-        !set_find_delta(m->adapter.set, t->layer, t->slot, &a, &b, &pair_scale))
+    if (t->layer < 0 || !set_find_delta(from->set, t->layer, t->slot, &a, &b, &pair_scale))
         return ERR_OK;
-    enum err_code rc = read_matrix_f32(m, a, &d->a);
+    if (a->cols != t->cols || b->rows != t->rows || b->cols != a->rows)
+        return err_set(m->e, ERR_CORRUPT, "%s: '%s' does not fit the base", from->object->name, a->name);
+    enum err_code rc = read_matrix_f32(from, a, &d->a, m->e);
     if (rc == ERR_OK)
-        rc = read_matrix_f32(m, b, &d->b);
+        rc = read_matrix_f32(from, b, &d->b, m->e);
     d->rank = a->rows;
-    d->scale = pair_scale * (float)m->rec->scale;
+    d->scale = pair_scale * (float)m->scale[adapter];
     return rc;
 }
 
@@ -141,7 +145,8 @@ static void add_delta(const struct delta *d, uint32_t row, uint32_t cols, float 
 
 struct matrix_job {
     const struct set_tensor *t;
-    const struct delta *d;
+    struct delta delta[SET_ADAPTERS_MAX];
+    bool changed;               /* by some adapter */
     enum rdu_type to;
     size_t in_bytes, out_bytes; /* of a row */
 };
@@ -152,11 +157,13 @@ static enum err_code merge_band(struct merging *m, const struct matrix_job *j, u
     enum err_code rc = set_read_rows(&m->base, j->t, from, rows, m->raw, m->e);
     if (rc != ERR_OK)
         return rc;
-    if (j->d->rank == 0 && j->t->file_type == j->to)
+    if (!j->changed && j->t->file_type == j->to)
         return gguf_out_write(&m->out, m->raw, rows * j->out_bytes, m->e);
     for (uint32_t r = 0; r < rows && rc == ERR_OK; r++) {
         rdu_dequant_row(j->t->file_type, m->raw + r * j->in_bytes, m->row, j->t->cols);
-        add_delta(j->d, from + r, j->t->cols, m->row);
+        /* The bottom adapter first, as when serving. */
+        for (unsigned k = m->adapters; k-- > 0;)
+            add_delta(&j->delta[k], from + r, j->t->cols, m->row);
         rc = rdu_quantize_row(j->to, m->row, m->packed + r * j->out_bytes, j->t->cols, m->e);
     }
     if (rc != ERR_OK)
@@ -164,24 +171,24 @@ static enum err_code merge_band(struct merging *m, const struct matrix_job *j, u
     return gguf_out_write(&m->out, m->packed, rows * j->out_bytes, m->e);
 }
 
-static size_t row_bytes(enum rdu_type type, uint32_t cols)
-{
-    const struct rdu_type_info *ti = rdu_type_info(type);
-    return (size_t)cols / ti->block_elems * ti->block_bytes;
-}
-
 static enum err_code merge_matrix(struct merging *m, const struct set_tensor *t)
 {
-    struct delta d;
-    struct matrix_job j = {.t = t, .d = &d, .to = merged_type(t)};
+    struct matrix_job j = {.t = t, .to = merged_type(t)};
+    enum err_code rc = ERR_OK;
     j.in_bytes = row_bytes(t->file_type, t->cols);
     j.out_bytes = row_bytes(j.to, t->cols);
     size_t widest = BASE_MAX(j.in_bytes, j.out_bytes);
     uint32_t band = (uint32_t)BASE_MAX(m->band_bytes / widest / RDU_GROUP, (size_t)1) * RDU_GROUP;
-    enum err_code rc = read_delta(m, t, &d);
+    for (unsigned k = 0; k < m->adapters && rc == ERR_OK; k++) {
+        rc = read_delta(m, k, t, &j.delta[k]);
+        j.changed = j.changed || j.delta[k].rank > 0;
+    }
     for (uint32_t row = 0; row < t->rows && rc == ERR_OK; row += band)
         rc = merge_band(m, &j, row, BASE_MIN(band, t->rows - row));
-    delta_done(&d);
+    for (unsigned k = 0; k < m->adapters; k++) {
+        free(j.delta[k].a);
+        free(j.delta[k].b);
+    }
     return rc;
 }
 
@@ -231,11 +238,35 @@ static enum err_code take_memory(struct merging *m)
     return ERR_OK;
 }
 
-static enum err_code merge(struct merging *m, struct memtier_store *store, const char *path)
+/* Readers of the expert's adapter and of all adapters below it. */
+static enum err_code open_adapters(struct merging *m)
 {
-    enum err_code rc = set_reader_init(&m->base, store, m->rec->set, m->e);
-    if (rc == ERR_OK && m->rec->adapter_set)
-        rc = set_reader_init(&m->adapter, store, m->rec->adapter_set, m->e);
+    struct expert_record *below = NULL;
+    const struct expert_record *r = m->rec;
+    enum err_code rc = ERR_OK;
+    while (rc == ERR_OK && r->adapter_set) {
+        struct expert_record *next = NULL;
+        if (m->adapters == SET_ADAPTERS_MAX)
+            rc = err_set(m->e, ERR_UNSUPPORTED, "expert '%s' has more than %d adapters", m->rec->name,
+                         SET_ADAPTERS_MAX);
+        if (rc == ERR_OK)
+            rc = set_reader_init(&m->adapter[m->adapters], m->store, r->adapter_set, m->e);
+        if (rc != ERR_OK)
+            break;
+        m->scale[m->adapters++] = r->scale;
+        rc = expert_record_find(m->store, r->base, &next, m->e);
+        expert_record_close(&below);
+        r = below = next;
+    }
+    expert_record_close(&below);
+    return rc;
+}
+
+static enum err_code merge(struct merging *m, const char *path)
+{
+    enum err_code rc = set_reader_init(&m->base, m->store, m->rec->set, m->e);
+    if (rc == ERR_OK)
+        rc = open_adapters(m);
     if (rc == ERR_OK)
         rc = take_memory(m);
     if (rc != ERR_OK)
@@ -255,18 +286,19 @@ enum err_code experts_merge(struct memtier_store *store, const char *name, const
 {
     struct err local;
     struct expert_record *rec = NULL;
-    struct merging m = {.progress = progress, .e = e ? e : &local};
+    struct merging m = {.store = store, .progress = progress, .e = e ? e : &local};
     enum err_code rc = expert_record_find(store, name, &rec, m.e);
     if (rc != ERR_OK)
         return rc;
     m.rec = rec;
-    rc = merge(&m, store, out_path);
+    rc = merge(&m, out_path);
     gguf_out_abort(&m.out);
     buf_done(&m.header);
     free(m.raw);
     free(m.packed);
     free(m.row);
-    set_reader_done(&m.adapter);
+    for (unsigned k = 0; k < m.adapters; k++)
+        set_reader_done(&m.adapter[k]);
     set_reader_done(&m.base);
     expert_record_close(&rec);
     return rc;

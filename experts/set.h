@@ -14,6 +14,7 @@
 
 #define SET_ALIGN 64
 #define SET_RUN_BYTES ((size_t)4 << 20) /* a run of embedding or head rows is at most this long */
+#define SET_ADAPTERS_MAX 4 /* of one expert: an adapter may sit on an adapter */
 #define SET_PREFIX "set/"
 #define EXPERT_PREFIX "expert/"
 
@@ -100,8 +101,8 @@ enum err_code set_read_rows(struct set_reader *r, const struct set_tensor *t, ui
 /* What the store says about an expert: the JSON of object "expert/<name>". Strings owned; NULL = none. */
 struct expert_record {
     char *name;
-    char *set;          /* "set/..." of the full weights: of the base for an adapter */
-    char *base;         /* adapters: the base expert's name */
+    char *set;          /* "set/..." of the full weights at the bottom */
+    char *base;         /* adapters: the expert right below, which may be an adapter itself */
     char *adapter_set;  /* adapters: "set/..." of the adapter */
     double scale;       /* adapters: the expert's own factor */
     char *description, *system, *template_source, *licence;

@@ -228,8 +228,6 @@ static void adapters_must_fit_their_base(void **state)
     size_t objects = memtier_store_objects(p->store);
     unit_code(add(p, "tiny/lora-psalms.gguf", "x", "qwen", NULL, &e), ERR_INVALID, &e);
     unit_says(&e, "architecture 'llama'");
-    unit_code(add(p, "tiny/lora-psalms.gguf", "x", "upper", NULL, &e), ERR_INVALID, &e);
-    unit_says(&e, "its base is 'llama'");
     unit_code(add(p, "tiny/lora-psalms.gguf", "x", "nosuch", NULL, &e), ERR_NOT_FOUND, &e);
     unit_says(&e, "llama, qwen, upper");
     unit_code(add(p, "tiny/lora-psalms.gguf", "x", NULL, NULL, &e), ERR_INVALID, &e);
@@ -237,6 +235,26 @@ static void adapters_must_fit_their_base(void **state)
     unit_code(add(p, "tiny/tiny-llama-f32.gguf", "x", "llama", NULL, &e), ERR_INVALID, &e);
     unit_says(&e, "not an adapter");
     assert_int_equal(memtier_store_objects(p->store), objects);
+}
+
+static void adapters_may_be_stacked_four_high(void **state)
+{
+    static const char *const names[] = {"base", "a1", "a2", "a3", "a4"};
+    struct place *p = *state;
+    struct err e;
+    struct expert_record *r;
+    unit_ok(add(p, "tiny/tiny-llama-f32.gguf", "base", NULL, NULL, &e), &e);
+    for (unsigned i = 1; i < BASE_COUNT(names); i++)
+        unit_ok(add(p, i % 2 ? "tiny/lora-upper.gguf" : "tiny/lora-psalms.gguf", names[i], names[i - 1],
+                    NULL, &e), &e);
+    unit_code(add(p, "tiny/lora-upper.gguf", "a5", "a4", NULL, &e), ERR_UNSUPPORTED, &e);
+    unit_says(&e, "4 may be stacked");
+    unit_ok(expert_record_find(p->store, "a4", &r, &e), &e);
+    assert_string_equal(r->base, "a3");
+    const struct memtier_object *o = memtier_store_find(p->store, r->set);
+    assert_true(o && o->segments_count > 1); /* the model's, not an adapter's */
+    expert_record_close(&r);
+    unit_code(experts_remove(p->store, "a2", &e), ERR_BUSY, &e);
 }
 
 struct adapter_case {
@@ -671,6 +689,7 @@ int main(void)
         WITH_PLACE(bad_options_are_refused_before_the_file_is_read),
         WITH_PLACE(an_adapter_is_one_segment_of_pairs),
         WITH_PLACE(adapters_must_fit_their_base),
+        WITH_PLACE(adapters_may_be_stacked_four_high),
         WITH_PLACE(broken_adapters_are_refused),
         WITH_PLACE(an_adapter_without_alpha_has_factor_one),
         WITH_PLACE(half_precision_norms_become_f32_and_come_back),

@@ -95,7 +95,7 @@ static double *load(const struct gguf *g, const char *name)
 static bool add_delta(const struct gguf *lora, const struct gguf_tensor *t, double scale, double *w)
 {
     char *an = mem_format("%s.lora_a", t->name), *bn = mem_format("%s.lora_b", t->name);
-    double *a = lora ? load(lora, an) : NULL, *b = lora ? load(lora, bn) : NULL;
+    double *a = load(lora, an), *b = load(lora, bn);
     bool has = a && b;
     if (has) {
         size_t rank = (size_t)gguf_find_tensor(lora, an)->dim[1], cols = (size_t)t->dim[0];
@@ -143,27 +143,40 @@ static void check_matrix(const double *want, const double *got, size_t n, const 
     }
 }
 
-static void check_merged(struct place *p, const char *base_name, const char *lora_name, double scale)
+struct layer_of {
+    const char *lora;
+    double scale;
+};
+
+static struct gguf *open_tiny(const char *name)
 {
-    struct gguf *base, *lora = NULL, *merged;
+    struct gguf *g;
     struct err e;
-    char *bd = mem_format("tiny/%s.gguf", base_name), *bp = unit_data(bd);
-    unit_ok(gguf_open(bp, &base, &e), &e);
-    if (lora_name) {
-        char *ld = mem_format("tiny/%s.gguf", lora_name), *lp = unit_data(ld);
-        unit_ok(gguf_open(lp, &lora, &e), &e);
-        free(lp);
-        free(ld);
-    }
+    char *data = mem_format("tiny/%s.gguf", name), *path = unit_data(data);
+    unit_ok(gguf_open(path, &g, &e), &e);
+    free(path);
+    free(data);
+    return g;
+}
+
+static void check_merged(struct place *p, const char *base_name, const struct layer_of *layers,
+                         size_t count)
+{
+    struct gguf *base = open_tiny(base_name), *lora[4] = {0}, *merged;
+    struct err e;
+    for (size_t i = 0; i < count; i++)
+        lora[i] = open_tiny(layers[i].lora);
     unit_ok(gguf_open(p->out, &merged, &e), &e);
     assert_int_equal(gguf_tensors(merged), gguf_tensors(base));
-    size_t with_delta = 0;
+    size_t with_delta = 0, pairs = 0;
     for (size_t i = 0; i < gguf_tensors(base); i++) {
         const struct gguf_tensor *t = gguf_tensor_at(base, i), *m = gguf_find_tensor(merged, t->name);
         assert_non_null(m);
         double *want = load(base, t->name), *got = load(merged, t->name);
         size_t n = (size_t)(t->dim[0] * t->dim[1]);
-        bool has = add_delta(lora, t, scale, want);
+        size_t has = 0;
+        for (size_t k = 0; k < count; k++)
+            has += add_delta(lora[k], t, layers[k].scale, want);
         with_delta += has;
         assert_int_equal(m->type, t->dims == 1 ? RDU_F32 : RDU_Q8_0);
         if (t->dims == 1)
@@ -175,12 +188,13 @@ static void check_merged(struct place *p, const char *base_name, const char *lor
         free(want);
         free(got);
     }
-    assert_int_equal(with_delta, lora ? gguf_tensors(lora) / 2 : 0);
+    for (size_t k = 0; k < count; k++) {
+        pairs += gguf_tensors(lora[k]) / 2;
+        gguf_close(&lora[k]);
+    }
+    assert_int_equal(with_delta, pairs);
     gguf_close(&base);
-    gguf_close(&lora);
     gguf_close(&merged);
-    free(bp);
-    free(bd);
 }
 
 static void merged_weights_are_base_plus_delta(void **state)
@@ -197,10 +211,29 @@ static void merged_weights_are_base_plus_delta(void **state)
             char *name = mem_format("%s-%s", bases[b], adapters[a]);
             add(p, lora, name, bases[b], scales[a]);
             unit_ok(experts_merge(p->store, name, p->out, NULL, &e), &e);
-            check_merged(p, bases[b], adapters[a], scales[a]);
+            const struct layer_of layer = {adapters[a], scales[a]};
+            check_merged(p, bases[b], &layer, 1);
             free(lora);
             free(name);
         }
+        free(data);
+    }
+}
+
+static void stacked_adapters_are_summed(void **state)
+{
+    static const struct layer_of layers[] = {{"lora-upper", 1.0}, {"lora-psalms", 0.5},
+                                             {"lora-random-f16", -1.5}};
+    struct place *p = *state;
+    struct err e;
+    const char *below = "tiny-llama-f32";
+    add(p, "tiny/tiny-llama-f32.gguf", below, NULL, 0);
+    for (size_t i = 0; i < BASE_COUNT(layers); i++) {
+        char *data = mem_format("tiny/%s.gguf", layers[i].lora);
+        add(p, data, layers[i].lora, below, layers[i].scale);
+        below = layers[i].lora;
+        unit_ok(experts_merge(p->store, below, p->out, NULL, &e), &e);
+        check_merged(p, "tiny-llama-f32", layers, i + 1);
         free(data);
     }
 }
@@ -320,6 +353,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         WITH_PLACE(exports_are_the_files_that_were_added),
         WITH_PLACE(merged_weights_are_base_plus_delta),
+        WITH_PLACE(stacked_adapters_are_summed),
         WITH_PLACE(a_full_model_merges_to_q8_0),
         WITH_PLACE(a_merged_expert_can_be_added),
         WITH_PLACE(a_failed_write_leaves_the_old_file),
