@@ -139,6 +139,8 @@ void api_put_account(const struct api_call *c, struct buf *out);
 void api_put_error(struct buf *out, const struct err *e);
 const char *api_error_type(enum err_code code);
 void api_put_models(struct server *s, struct buf *out);
+/* Why there is no answer to this /v1/embeddings body: a field is wrong, or no expert does that. */
+void api_refuse_embeddings(struct server *s, const char *body, size_t len, struct err *e);
 enum err_code api_put_model(struct server *s, const char *id, struct buf *out, struct err *e)
     BASE_NODISCARD;
 

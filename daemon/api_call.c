@@ -99,15 +99,16 @@ static void fill_sampling(const struct api_call *c, const struct conf_expert *co
                           struct sampling *s)
 {
     const struct api_options *o = &c->options;
-    static const struct conf_sampling unset = {NAN, NAN, NAN, NAN, -1, -1, -1};
+    static const struct conf_sampling unset = {
+        (double)NAN, (double)NAN, (double)NAN, (double)NAN, -1, -1, -1};
     const struct conf_sampling *d = conf != NULL ? &conf->defaults : &unset;
     set_real(&s->temperature, o->temperature, d->temperature);
     set_real(&s->top_p, o->top_p, d->top_p);
     set_real(&s->min_p, o->min_p, d->min_p);
-    set_real(&s->typical_p, o->typical_p, NAN);
+    set_real(&s->typical_p, o->typical_p, (double)NAN);
     set_real(&s->repetition_penalty, o->repetition_penalty, d->repetition_penalty);
-    set_real(&s->presence_penalty, o->presence_penalty, NAN);
-    set_real(&s->frequency_penalty, o->frequency_penalty, NAN);
+    set_real(&s->presence_penalty, o->presence_penalty, (double)NAN);
+    set_real(&s->frequency_penalty, o->frequency_penalty, (double)NAN);
     int64_t top_k = o->top_k >= 0 ? o->top_k : d->top_k;
     if (top_k > 0)
         s->top_k = (int32_t)BASE_MIN(top_k, INT32_MAX);

@@ -1,8 +1,9 @@
-/* GET /v1/models and /v1/models/{id}. */
+/* GET /v1/models and /v1/models/{id}, and the refusal of what no model here does. */
 #include "daemon/api.h"
 
 #include <string.h>
 
+#include "daemon/api_field.h"
 #include "daemon/json_out.h"
 
 static void put_names(const struct expert_info *info, const struct conf_expert *conf,
@@ -85,4 +86,32 @@ enum err_code api_put_model(struct server *s, const char *id, struct buf *out, s
     }
     return err_set_param(e, ERR_MODEL, "model",
                          "there is no expert '%.80s'; GET /v1/models lists what is served", id);
+}
+
+static void refuse_embeddings(struct server *s, const json_t *root, struct err *e)
+{
+    const char *model = NULL;
+    const json_t *input = field_find(root, "input");
+    bool empty = (json_is_string(input) && json_string_length(input) == 0) ||
+                 (json_is_array(input) && json_array_size(input) == 0);
+    if (field_text(root, "model", &model, e) != ERR_OK)
+        return;
+    if (model == NULL)
+        err_set_param(e, ERR_INVALID, "model", "'model' is missing");
+    else if (input == NULL || empty)
+        err_set_param(e, ERR_INVALID, "input", "'input' is %s", empty ? "empty" : "missing");
+    else if (server_find_expert(s, model) == NULL && strcmp(model, "auto") != 0)
+        err_set_param(e, ERR_MODEL, "model", "there is no expert '%.80s'", model);
+    else
+        err_set_param(e, ERR_UNSUPPORTED, "model",
+                      "expert '%.80s' generates text and makes no embeddings", model);
+}
+
+void api_refuse_embeddings(struct server *s, const char *body, size_t len, struct err *e)
+{
+    json_t *root;
+    if (field_parse_body(body, len, &root, e) != ERR_OK)
+        return;
+    refuse_embeddings(s, root, e);
+    json_decref(root);
 }

@@ -14,13 +14,13 @@
 static void options_init(struct api_options *o)
 {
     *o = (struct api_options){
-        .temperature = NAN,
-        .top_p = NAN,
-        .min_p = NAN,
-        .typical_p = NAN,
-        .repetition_penalty = NAN,
-        .presence_penalty = NAN,
-        .frequency_penalty = NAN,
+        .temperature = (double)NAN,
+        .top_p = (double)NAN,
+        .min_p = (double)NAN,
+        .typical_p = (double)NAN,
+        .repetition_penalty = (double)NAN,
+        .presence_penalty = (double)NAN,
+        .frequency_penalty = (double)NAN,
         .top_k = API_TOKENS_UNSET,
         .max_tokens = API_TOKENS_UNSET,
         .min_tokens = API_TOKENS_UNSET,

@@ -60,7 +60,7 @@ static void decide(struct api_call *c, struct router_scratch *scratch, struct ro
     struct server *s = c->server;
     struct router_turn turns[ROUTE_TURNS_MAX];
     const struct router_options options = {
-        .threshold = NAN, .label_allowed = s->label_allowed, .generalist_idx = -1};
+        .threshold = (double)NAN, .label_allowed = s->label_allowed, .generalist_idx = -1};
     size_t count = c->kind == API_CHAT ? collect_message_turns(c, turns)
                                        : collect_prompt_turn(c, turns);
     router_decide(s->head, scratch, turns, count, &options, ret, NULL);

@@ -13,12 +13,14 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "daemon/http_conn.h"
 #include "daemon/http_exchange.h"
 #include "daemon/log.h"
 
 #define CONNECTIONS_MAX 2048
 #define CONNECTION_IDLE_S 120       /* no byte either way */
 #define CONNECTION_POOL (32 * BASE_KIB) /* headers and write buffer of one connection */
+#define RECEIVE_NS 60000000000ull   /* a whole request must be in by then: 8 MiB at 140 KB/s */
 #define THREADS 2
 #define LISTENERS 2                 /* TCP and the unix socket */
 #define BODIES_HELD 32              /* all bodies in memory together: this many of the largest */
@@ -33,6 +35,7 @@ struct http {
     char *unix_path;         /* to unlink at the end */
     char address[300];
     struct streams *streams;
+    struct conns *conns;
     pthread_key_t scratch_key;
     bool scratch_ready, stopped;
     _Atomic size_t bytes_held;
@@ -177,6 +180,7 @@ static enum MHD_Result on_request(void *cls, struct MHD_Connection *connection, 
         *upload_data_size = 0;
         return exchange_take(x, upload_data, len);
     }
+    conns_received(connection);
     return route_run(x);
 }
 
@@ -185,6 +189,7 @@ static void on_completed(void *cls, struct MHD_Connection *connection, void **co
 {
     struct exchange *x = *con_cls;
     const struct err *e;
+    conns_answered(connection);
     if (x == NULL)
         return;
     *con_cls = NULL;
@@ -371,22 +376,30 @@ static enum err_code start_daemon(struct http *h, size_t idx, unsigned limit, st
         MHD_OPTION_LISTEN_SOCKET, h->listener[idx], MHD_OPTION_THREAD_POOL_SIZE, (unsigned)THREADS,
         MHD_OPTION_CONNECTION_LIMIT, limit, MHD_OPTION_CONNECTION_TIMEOUT,
         (unsigned)CONNECTION_IDLE_S, MHD_OPTION_CONNECTION_MEMORY_LIMIT, (size_t)CONNECTION_POOL,
-        MHD_OPTION_NOTIFY_COMPLETED, on_completed, h, MHD_OPTION_END);
+        MHD_OPTION_NOTIFY_COMPLETED, on_completed, h, MHD_OPTION_NOTIFY_CONNECTION, conns_notify,
+        h->conns, MHD_OPTION_END);
     if (h->daemon[idx] == NULL)
         return err_set_errno(e, ERR_IO, "the HTTP library does not start");
     return ERR_OK;
+}
+
+static void tick(void *ctx)
+{
+    struct http *h = ctx;
+    conns_tick(h->conns, clock_ns());
 }
 
 static enum err_code open_all(struct http *h, struct err *e)
 {
     const struct conf *c = h->server->conf;
     unsigned limit = connection_limit();
+    h->conns = conns_open(limit, RECEIVE_NS);
     enum err_code code = listen_tcp(h, e);
     if (code == ERR_OK && c->server_unix_socket[0] != 0)
         code = listen_unix(h, e);
     /* Twice: a call may outlive its connection until the engine lets go of it. */
     if (code == ERR_OK)
-        code = streams_open(h->server, (size_t)limit * 2, &h->streams, e);
+        code = streams_open(h->server, (size_t)limit * 2, tick, h, &h->streams, e);
     for (size_t i = 0; i < h->listeners && code == ERR_OK; i++)
         code = start_daemon(h, i, limit / (unsigned)h->listeners, e);
     return code;
@@ -463,6 +476,7 @@ void http_close(struct http **hp)
         return;
     http_stop(h, 0);
     streams_close(&h->streams);
+    conns_close(&h->conns);
     if (h->scratch_ready)
         pthread_key_delete(h->scratch_key);
     free(h->unix_path);

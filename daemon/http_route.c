@@ -114,6 +114,14 @@ static enum MHD_Result run_model(struct exchange *x)
     return answer_body(x, MHD_HTTP_OK, "application/json", &body);
 }
 
+/* Experts generate text; the endpoint exists so that a client hears that, and not that it mistyped. */
+static enum MHD_Result run_embeddings(struct exchange *x)
+{
+    struct err e = {0};
+    api_refuse_embeddings(x->server, x->body.data != NULL ? x->body.data : "", x->body.len, &e);
+    return answer_error(x, &e, 0);
+}
+
 static enum MHD_Result answer_status(struct exchange *x, int status, const char *word)
 {
     struct buf body = {0};
@@ -160,6 +168,7 @@ static const struct route routes[] = {
     {"/chat/completions", "POST", run_chat, false, false},
     {"/v1/completions", "POST", run_completion, false, false},
     {"/completions", "POST", run_completion, false, false},
+    {"/v1/embeddings", "POST", run_embeddings, false, false},
     {"/v1/models", "GET", run_models, false, true},
     {"/models", "GET", run_models, false, true},
     {"/v1/models/", "GET", run_model, false, true},

@@ -55,6 +55,8 @@ struct streams {
     atomic_bool stop;
     int epoll;
     pthread_t thread;
+    void (*tick)(void *ctx); /* of the house around, once a second */
+    void *tick_ctx;
 };
 
 /* ---- ending a call -------------------------------------------------------------------------------- */
@@ -237,9 +239,8 @@ static void tick_slot(struct stream *s, uint64_t now)
     }
 }
 
-static void tick(struct streams *h)
+static void tick_slots(struct streams *h, uint64_t now)
 {
-    uint64_t now = clock_ns();
     for (size_t i = 0; atomic_load(&h->count) > 0 && i < h->capacity; i++) {
         struct stream *s = &h->slots[i];
         lock_take(&s->lock);
@@ -252,16 +253,21 @@ static void *streams_main(void *arg)
 {
     struct streams *h = arg;
     struct epoll_event events[EVENTS];
-    uint64_t last_tick = clock_ns();
+    uint64_t last_tick = clock_ns(), last_second = last_tick;
     while (!atomic_load(&h->stop)) {
         int n = epoll_wait(h->epoll, events, EVENTS, TICK_MS);
         for (int i = 0; i < n; i++)
             if (events[i].data.u64 != UINT64_MAX)
                 client_hung_up(h, events[i].data.u64);
         take_ready(h);
-        if (clock_ns() - last_tick > TICK_MS * 1000000ull) {
-            tick(h);
-            last_tick = clock_ns();
+        uint64_t now = clock_ns();
+        if (now - last_tick > TICK_MS * 1000000ull) {
+            tick_slots(h, now);
+            last_tick = now;
+        }
+        if (h->tick != NULL && now - last_second > 1000000000ull) {
+            h->tick(h->tick_ctx);
+            last_second = now;
         }
     }
     return NULL;
@@ -298,10 +304,13 @@ static enum err_code open_descriptors(struct streams *h, struct err *e)
     return ERR_OK;
 }
 
-enum err_code streams_open(struct server *s, size_t capacity, struct streams **ret, struct err *e)
+enum err_code streams_open(struct server *s, size_t capacity, void (*tick)(void *ctx), void *ctx,
+                           struct streams **ret, struct err *e)
 {
     struct streams *h = mem_alloc(sizeof *h);
     h->server = s;
+    h->tick = tick;
+    h->tick_ctx = ctx;
     h->capacity = capacity;
     h->epoll = -1;
     h->slots = mem_array(capacity, sizeof *h->slots);

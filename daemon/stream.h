@@ -27,8 +27,9 @@ void http_record_end(struct server *s, const struct http_record *rec, const stru
 struct streams;
 struct stream;
 
-enum err_code streams_open(struct server *s, size_t capacity, struct streams **ret, struct err *e)
-    BASE_NODISCARD;
+/* `tick` is called with `ctx` about once a second on the stream thread; NULL = nothing. */
+enum err_code streams_open(struct server *s, size_t capacity, void (*tick)(void *ctx), void *ctx,
+                           struct streams **ret, struct err *e) BASE_NODISCARD;
 /* After libmicrohttpd and the engine have stopped. */
 void streams_close(struct streams **h);
 size_t streams_count(const struct streams *h); /* calls under way; any thread */

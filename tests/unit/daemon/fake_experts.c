@@ -28,6 +28,7 @@ struct experts {
 
 static const char *const control_text[] = {"<s>", "<|im_start|>", "<|im_end|>"};
 static struct chat_template chatml;
+static char every_byte[256]; /* filled at open */
 static char first_alias[] = "first";
 static char *aliases[] = {first_alias};
 
@@ -64,16 +65,14 @@ enum err_code tokenizer_encode(const struct tokenizer *t, const char *text, size
 const char *tokenizer_token_bytes(const struct tokenizer *t, int32_t id, bool special,
                                   size_t *ret_len)
 {
-    static char bytes[256];
     if (id >= 256 && id < FAKE_VOCAB) {
         *ret_len = special ? strlen(control_text[id - 256]) : 0;
         return control_text[id - 256];
     }
     if (id < 0 || id >= FAKE_VOCAB)
         return NULL;
-    bytes[id] = (char)id;
     *ret_len = 1;
-    return &bytes[id];
+    return &every_byte[id];
 }
 
 int32_t tokenizer_vocab(const struct tokenizer *t)
@@ -179,6 +178,8 @@ struct experts *fake_experts_open(size_t count)
     static char names[4][16] = {"alpha", "org/beta", "broken", "bare"};
     static char empty[] = "", architecture[] = "bytes";
     struct experts *x = mem_alloc(sizeof *x);
+    for (int i = 0; i < 256; i++)
+        every_byte[i] = (char)i;
     x->count = BASE_MIN(count, (size_t)4);
     x->with_bos.add_bos = true;
     for (size_t i = 0; i < x->count; i++) {
