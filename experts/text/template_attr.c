@@ -73,7 +73,7 @@ static bool macro_attr(struct rt *rt, struct value obj, const struct str *name, 
         struct list *l = list_new(rt, sig->count);
         for (uint32_t i = 0; i < sig->count; i++)
             list_push(rt, l, value_str(rt->t->names[sig->params[i]]));
-        *ret = value_list(l);
+        *ret = value_tuple(l);
         return true;
     }
     bool flag = str_is(name, "caller") ? sig->uses_caller

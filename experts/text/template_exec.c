@@ -118,18 +118,23 @@ static int64_t loop_length(struct rt *rt, struct loop *l)
     return l->length;
 }
 
-/* True if there was an item at all. The scope is emptied for each round, not made anew. */
+/* True if a round ran to its end: a loop whose rounds were all left by break or continue counts as
+ * one without items, and its else runs, as in Jinja. The scope is emptied for each round, not made
+ * anew. */
 static bool run_rounds(struct rt *rt, const struct stmt *s, struct loop *l, struct frame *f)
 {
     struct value item;
+    bool completed = false;
     while (loop_next(rt, l, &item)) {
         f->count = 0;
         frame_set(rt, f, s->name, (struct value){.kind = VALUE_LOOP, .loop = l});
         assign(rt, f, s->target, item);
-        if (exec_body(rt, &s->body, f) == FLOW_BREAK)
-            return true;
+        enum flow flow = exec_body(rt, &s->body, f);
+        if (flow == FLOW_BREAK)
+            break;
+        completed |= flow == FLOW_NEXT;
     }
-    return l->index0 >= 0;
+    return completed;
 }
 
 static enum flow run_loop(struct rt *rt, const struct stmt *s, struct frame *outer,

@@ -258,6 +258,8 @@ static struct expr *parse_subscript(struct parse *p, struct expr *obj)
     char buf[64];
     int32_t line = p->tok[-1].line;
     struct expr *bounds[3] = {slice_bound(p), NULL, NULL};
+    if (bounds[0] == NULL && tok_is_op(p->tok, ']')) /* obj[]: the empty tuple is the key */
+        return expr_binary(p, EXPR_ITEM, 0, obj, expr_new(p, EXPR_TUPLE, line));
     if (!tok_is_op(p->tok, ':')) {
         if (bounds[0] == NULL)
             parse_fail(p, ERR_INVALID, line, "expected an expression in [], got %s",
@@ -337,6 +339,9 @@ static struct expr *parse_name_expr(struct parse *p, bool with_namespace)
     struct value v;
     if (constant_of(tok, &v))
         return expr_const(p, v, tok->line);
+    if (tok_is_name(tok, "self") || tok_is_name(tok, "lipsum"))
+        parse_fail(p, ERR_UNSUPPORTED, tok->line, "the name '%.*s' is not supported",
+                   (int)tok->len, tok->data);
     struct expr *x = expr_new(p, EXPR_NAME, tok->line);
     x->name = parse_name(p, tok);
     p->used_caller += tok_is_name(tok, "caller");

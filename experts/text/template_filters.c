@@ -16,22 +16,28 @@ static void no_args(struct rt *rt, const struct args *a, const char *what)
 
 /* ---- text ---------------------------------------------------------------------------------------- */
 
+/* What was marked safe stays so. */
+static struct value change_case(struct rt *rt, struct value in, const struct args *a,
+                                enum text_case how)
+{
+    no_args(rt, a, "a filter that changes case");
+    struct str *s = value_to_str(rt, &in);
+    return str_as(rt, str_case(rt, s, how), s->markup);
+}
+
 static struct value f_upper(struct rt *rt, struct value in, const struct args *a)
 {
-    no_args(rt, a, "upper");
-    return value_str(str_case(rt, value_to_str(rt, &in), CASE_UPPER));
+    return change_case(rt, in, a, CASE_UPPER);
 }
 
 static struct value f_lower(struct rt *rt, struct value in, const struct args *a)
 {
-    no_args(rt, a, "lower");
-    return value_str(str_case(rt, value_to_str(rt, &in), CASE_LOWER));
+    return change_case(rt, in, a, CASE_LOWER);
 }
 
 static struct value f_capitalize(struct rt *rt, struct value in, const struct args *a)
 {
-    no_args(rt, a, "capitalize");
-    return value_str(str_case(rt, value_to_str(rt, &in), CASE_CAPITALIZE));
+    return change_case(rt, in, a, CASE_CAPITALIZE);
 }
 
 /* Words begin behind -, white space and opening brackets; unlike str.title(), not behind '. */
@@ -49,9 +55,13 @@ static struct value f_title(struct rt *rt, struct value in, const struct args *a
         if (!splits && begins)
             from = pos;
         if (splits && !begins) {
-            struct str *word = str_slice(rt, s, from, pos - from);
-            word = str_case(rt, word, CASE_CAPITALIZE);
-            buf_append(b, word->data, word->len);
+            size_t head = text_utf8_step(s->data[from]);
+            const struct str *first =
+                str_case(rt, str_slice(rt, s, from, head), CASE_UPPER);
+            const struct str *rest =
+                str_case(rt, str_slice(rt, s, from + head, pos - from - head), CASE_LOWER);
+            buf_append(b, first->data, first->len);
+            buf_append(b, rest->data, rest->len);
         }
         if (splits && pos < s->len)
             buf_append(b, s->data + pos, step);
@@ -74,30 +84,23 @@ static struct value f_string(struct rt *rt, struct value in, const struct args *
     return value_str(value_to_str(rt, &in));
 }
 
-static struct value as_markup(struct rt *rt, struct str *s)
-{
-    struct str *m = str_slice(rt, s, 0, s->len);
-    m->markup = true;
-    return value_str(m);
-}
-
 static struct value f_safe(struct rt *rt, struct value in, const struct args *a)
 {
     no_args(rt, a, "safe");
-    return as_markup(rt, value_to_str(rt, &in));
+    return str_as(rt, value_to_str(rt, &in), true);
 }
 
 static struct value f_escape(struct rt *rt, struct value in, const struct args *a)
 {
     no_args(rt, a, "escape");
     struct str *s = value_to_str(rt, &in);
-    return s->markup ? value_str(s) : as_markup(rt, str_escape_html(rt, s));
+    return s->markup ? value_str(s) : str_as(rt, str_escape_html(rt, s), true);
 }
 
 static struct value f_forceescape(struct rt *rt, struct value in, const struct args *a)
 {
     no_args(rt, a, "forceescape");
-    return as_markup(rt, str_escape_html(rt, value_to_str(rt, &in)));
+    return str_as(rt, str_escape_html(rt, value_to_str(rt, &in)), true);
 }
 
 static struct value f_replace(struct rt *rt, struct value in, const struct args *a)
@@ -163,9 +166,7 @@ static struct value f_indent(struct rt *rt, struct value in, const struct args *
             buf_append(b, by->data, by->len);
         buf_append(b, line->data, line->len);
     }
-    struct str *r = rt_give_str(rt, b);
-    r->markup = s->markup;
-    return value_str(r);
+    return str_as(rt, rt_give_str(rt, b), s->markup);
 }
 
 static struct value f_center(struct rt *rt, struct value in, const struct args *a)
@@ -189,15 +190,16 @@ static struct value f_truncate(struct rt *rt, struct value in, const struct args
 {
     struct value v[4];
     args_bind(rt, a, "truncate", "length killwords end leeway", 0, v);
-    struct str *s = arg_str(rt, &in, NULL, "truncate");
     struct str *end = arg_str(rt, &v[2], str_wrap(rt, "...", 3), "truncate");
-    int64_t length = arg_int(rt, &v[0], 255, "truncate");
+    int64_t length = arg_int(rt, &v[0], 255, "truncate"), have;
     int64_t leeway = v[3].kind == VALUE_NONE ? 5 : arg_int(rt, &v[3], 5, "truncate");
     int64_t end_chars = (int64_t)str_chars(end);
     if (length < end_chars || leeway < 0)
         rt_fail(rt, ERR_INVALID, "truncate: the length must hold the end mark, and leeway be >= 0");
-    if ((int64_t)str_chars(s) <= length + BASE_MIN(leeway, (int64_t)INT32_MAX))
-        return value_str(s);
+    /* Whatever has a length may be short enough. */
+    if (value_length(&in, &have) && have <= length + BASE_MIN(leeway, (int64_t)INT32_MAX))
+        return in;
+    struct str *s = arg_str(rt, &in, NULL, "truncate");
     struct str *head = first_chars(rt, s, length - end_chars);
     if (!arg_bool(&v[1], false)) {
         const char *space = memrchr(head->data, ' ', head->len);

@@ -27,6 +27,8 @@ static bool next_source(struct rt *rt, struct iter *it, struct value *ret)
 /* ---- map, select --------------------------------------------------------------------------------- */
 
 struct pick {
+    struct args given;               /* the arguments as they came */
+    bool by_attr;                    /* select and reject: the first one is an attribute */
     struct args args;                /* for the filter or test */
     const struct filter_def *filter; /* map: NULL = only the path */
     const struct test_def *test;     /* select: NULL = truth */
@@ -41,21 +43,10 @@ static struct pick *pick_new(struct rt *rt)
     return p;
 }
 
-static bool next_mapped(struct rt *rt, struct iter *it, struct value *ret)
-{
-    const struct pick *p = it->state;
-    struct value item;
-    if (!value_truthy(&it->source) || !next_source(rt, it, &item))
-        return false;
-    *ret = p->filter != NULL ? p->filter->fn(rt, item, &p->args)
-                             : get_path(rt, item, p->path, p->dflt);
-    return true;
-}
-
-static void map_attribute(struct rt *rt, const struct args *a, struct pick *p)
+static void map_attribute(struct rt *rt, struct pick *p)
 {
     struct value v[2];
-    args_bind(rt, a, "map", "attribute default", 1, v);
+    args_bind(rt, &p->given, "map", "attribute default", 1, v);
     p->path = v[0];
     p->dflt = v[1].kind == VALUE_NONE ? (struct value){.kind = VALUE_MISSING} : v[1];
 }
@@ -74,20 +65,59 @@ static struct args args_behind(const struct args *a, uint32_t skip)
     return rest;
 }
 
+/* As in Jinja the arguments are looked at when the first item is wanted. */
+static void map_prepare(struct rt *rt, struct pick *p)
+{
+    if (p->given.count == 0) {
+        map_attribute(rt, p);
+        return;
+    }
+    const struct str *name = callee_name(rt, p->given.items[0], "map");
+    p->filter = filter_find(name->data, name->len);
+    if (p->filter == NULL)
+        rt_fail(rt, ERR_UNSUPPORTED, "the filter '%.*s' is not supported",
+                (int)BASE_MIN(name->len, 60u), name->data);
+    p->args = args_behind(&p->given, 1);
+}
+
+static bool next_mapped(struct rt *rt, struct iter *it, struct value *ret)
+{
+    const struct pick *p = it->state;
+    struct value item;
+    if (!it->started && value_truthy(&it->source))
+        map_prepare(rt, it->state);
+    it->started = true;
+    if (!value_truthy(&it->source) || !next_source(rt, it, &item))
+        return false;
+    *ret = p->filter != NULL ? p->filter->fn(rt, item, &p->args)
+                             : get_path(rt, item, p->path, p->dflt);
+    return true;
+}
+
 static struct value f_map(struct rt *rt, struct value in, const struct args *a)
 {
     struct pick *p = pick_new(rt);
-    if (a->count == 0) {
-        map_attribute(rt, a, p);
-    } else {
-        const struct str *name = callee_name(rt, a->items[0], "map");
-        p->filter = filter_find(name->data, name->len);
-        if (p->filter == NULL)
-            rt_fail(rt, ERR_UNSUPPORTED, "the filter '%.*s' is not supported",
-                    (int)BASE_MIN(name->len, 60u), name->data);
-        p->args = args_behind(a, 1);
-    }
+    p->given = *a;
     return value_iter(generator(rt, "sync_do_map", in, next_mapped, p));
+}
+
+static void pick_prepare(struct rt *rt, struct pick *p)
+{
+    struct args rest = p->given;
+    if (p->by_attr) {
+        if (rest.count == 0)
+            rt_fail(rt, ERR_INVALID, "selectattr and rejectattr need the name of an attribute");
+        p->path = rest.items[0];
+        rest = args_behind(&rest, 1);
+    }
+    if (rest.count == 0)
+        return;
+    const struct str *name = callee_name(rt, rest.items[0], "the name of a test");
+    p->test = test_find(name->data, name->len);
+    if (p->test == NULL)
+        rt_fail(rt, ERR_UNSUPPORTED, "the test '%.*s' is not supported",
+                (int)BASE_MIN(name->len, 60u), name->data);
+    p->args = args_behind(&rest, 1);
 }
 
 static bool next_picked(struct rt *rt, struct iter *it, struct value *ret)
@@ -95,6 +125,9 @@ static bool next_picked(struct rt *rt, struct iter *it, struct value *ret)
     const struct pick *p = it->state;
     if (!value_truthy(&it->source))
         return false;
+    if (!it->started)
+        pick_prepare(rt, it->state);
+    it->started = true;
     while (next_source(rt, it, ret)) {
         struct value v = get_path(rt, *ret, p->path, p->dflt);
         bool ok = p->test != NULL ? test_call(rt, p->test, v, &p->args) : value_truthy(&v);
@@ -104,47 +137,34 @@ static bool next_picked(struct rt *rt, struct iter *it, struct value *ret)
     return false;
 }
 
-static struct value pick_items(struct rt *rt, struct value in, const struct args *a,
-                               const char *what, bool by_attr, bool wanted)
+static struct value pick_items(struct rt *rt, struct value in, const struct args *a, bool by_attr,
+                               bool wanted)
 {
     struct pick *p = pick_new(rt);
-    struct args rest = *a;
+    p->given = *a;
+    p->by_attr = by_attr;
     p->wanted = wanted;
-    if (by_attr) {
-        if (a->count == 0)
-            rt_fail(rt, ERR_INVALID, "%s needs the name of an attribute", what);
-        p->path = a->items[0];
-        rest = args_behind(a, 1);
-    }
-    if (rest.count > 0) {
-        const struct str *name = callee_name(rt, rest.items[0], what);
-        p->test = test_find(name->data, name->len);
-        if (p->test == NULL)
-            rt_fail(rt, ERR_UNSUPPORTED, "the test '%.*s' is not supported",
-                    (int)BASE_MIN(name->len, 60u), name->data);
-        p->args = args_behind(&rest, 1);
-    }
     return value_iter(generator(rt, "select_or_reject", in, next_picked, p));
 }
 
 static struct value f_select(struct rt *rt, struct value in, const struct args *a)
 {
-    return pick_items(rt, in, a, "select", false, true);
+    return pick_items(rt, in, a, false, true);
 }
 
 static struct value f_reject(struct rt *rt, struct value in, const struct args *a)
 {
-    return pick_items(rt, in, a, "reject", false, false);
+    return pick_items(rt, in, a, false, false);
 }
 
 static struct value f_selectattr(struct rt *rt, struct value in, const struct args *a)
 {
-    return pick_items(rt, in, a, "selectattr", true, true);
+    return pick_items(rt, in, a, true, true);
 }
 
 static struct value f_rejectattr(struct rt *rt, struct value in, const struct args *a)
 {
-    return pick_items(rt, in, a, "rejectattr", true, false);
+    return pick_items(rt, in, a, true, false);
 }
 
 /* ---- unique, items, reverse ---------------------------------------------------------------------- */

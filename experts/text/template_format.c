@@ -112,16 +112,31 @@ static void format_int(struct rt *rt, int64_t i, const struct spec *s, struct bu
     put_number(rt, s, i < 0, prefix, digits, base == 10 ? 3 : 4, out);
 }
 
+/* "1.00e+02" -> "1e+02" */
+static void strip_mantissa(char *text)
+{
+    char *exp = strchr(text, 'e'), *end = exp;
+    if (strchr(text, '.') == NULL)
+        return;
+    while (end[-1] == '0')
+        end--;
+    if (end[-1] == '.')
+        end--;
+    memmove(end, exp, strlen(exp) + 1);
+}
+
 /* Precision without a kind: as %g, but never without a point. */
 static void general_digits(double f, int64_t precision, char *out, size_t cap)
 {
     (void)snprintf(out, cap, "%.*g", (int)BASE_MAX(precision, (int64_t)1), f);
     if (strpbrk(out, ".en") == NULL) {
         /* Python leaves positional notation one digit earlier than C does. */
-        if ((int64_t)strlen(out) >= precision)
+        if ((int64_t)strlen(out) >= precision) {
             (void)snprintf(out, cap, "%.*e", (int)BASE_MAX(precision - 1, (int64_t)0), f);
-        else
+            strip_mantissa(out);
+        } else {
             (void)strcat(out, ".0");
+        }
     }
 }
 
@@ -382,8 +397,16 @@ static struct str *format_text(struct rt *rt, struct formatter *f, const char *t
     return rt_give_str(rt, out);
 }
 
+/* Markup escapes what is put into it, by rules of its own. */
+static void refuse_markup(struct rt *rt, const struct str *s)
+{
+    if (s->markup)
+        rt_fail(rt, ERR_UNSUPPORTED, "formatting a string marked safe is not supported");
+}
+
 struct str *str_format(struct rt *rt, struct str *s, const struct args *a)
 {
+    refuse_markup(rt, s);
     struct formatter f = {.args = a};
     return format_text(rt, &f, s->data, s->len, 0);
 }
@@ -563,6 +586,7 @@ static void percent_one(struct rt *rt, struct percent *p, struct buf *out)
 
 struct str *str_percent(struct rt *rt, struct str *s, struct value args)
 {
+    refuse_markup(rt, s);
     struct percent p = {.format = s, .args = args};
     struct buf *out = rt_take_scratch(rt);
     while (p.pos < s->len) {
@@ -578,11 +602,11 @@ struct str *str_percent(struct rt *rt, struct str *s, struct value args)
         }
     }
     uint32_t have = args.kind == VALUE_TUPLE ? args.list->count
-                  : args.kind == VALUE_DICT || args.kind == VALUE_LIST ? 0
-                                                                       : 1;
+                  : args.kind == VALUE_DICT || args.kind == VALUE_LIST ||
+                            args.kind == VALUE_RANGE || args.kind == VALUE_UNDEFINED
+                        ? 0 /* has a subscript: Python takes it for a mapping */
+                        : 1;
     if (p.used < have)
         rt_fail(rt, ERR_INVALID, "not all arguments converted during string formatting");
-    struct str *r = rt_give_str(rt, out);
-    r->markup = s->markup;
-    return r;
+    return rt_give_str(rt, out);
 }

@@ -12,11 +12,14 @@ static void no_args(struct rt *rt, const struct args *a, const char *what)
 
 static struct value new_markup(struct rt *rt, struct value self, struct str *s)
 {
-    if (self.str->markup && !s->markup) {
-        s = str_slice(rt, s, 0, s->len);
-        s->markup = true;
-    }
-    return value_str(s);
+    return str_as(rt, s, self.str->markup);
+}
+
+/* Methods of Markup that would escape what they are given. */
+static void refuse_markup(struct rt *rt, struct value self)
+{
+    if (self.str->markup)
+        rt_fail(rt, ERR_UNSUPPORTED, "this method of a string marked safe is not supported");
 }
 
 /* ---- case and strip ------------------------------------------------------------------------------ */
@@ -89,7 +92,7 @@ static void push_part(struct rt *rt, struct list *l, struct str *s, size_t from,
     list_push(rt, l, value_str(str_slice(rt, s, from, to - from)));
 }
 
-/* At white space; the rest after `max` cuts keeps its inner and, on the left, loses its blanks. */
+/* At white space; the rest after `max` cuts loses the blanks in front and keeps all others. */
 static struct list *split_space(struct rt *rt, struct str *s, int64_t max)
 {
     struct list *l = list_new(rt, 0);
@@ -101,8 +104,7 @@ static struct list *split_space(struct rt *rt, struct str *s, int64_t max)
             return l;
         size_t from = pos;
         if (max == 0) {
-            struct str *rest = str_slice(rt, s, from, s->len - from);
-            list_push(rt, l, value_str(str_strip(rt, rest, NULL, 1)));
+            push_part(rt, l, s, from, s->len);
             return l;
         }
         while (pos < s->len && !text_is_space(text_utf8_get(s->data + pos, &step)))
@@ -146,8 +148,7 @@ static struct list *rsplit_space(struct rt *rt, struct str *s, int64_t max)
             break;
         size_t from = to;
         if (max == 0) {
-            struct str *rest = str_strip(rt, str_slice(rt, s, 0, to), NULL, -1);
-            list_push(rt, l, value_str(rest));
+            push_part(rt, l, s, 0, to);
             break;
         }
         while (from > 0 && !space_before(s, from))
@@ -259,6 +260,7 @@ static struct value m_rpartition(struct rt *rt, struct value self, const struct 
 static struct value m_join(struct rt *rt, struct value self, const struct args *a)
 {
     struct value v, item;
+    refuse_markup(rt, self);
     args_bind(rt, a, "join", "iterable", 1, &v);
     struct iter *it = iter_of(rt, v);
     struct buf *b = rt_take_scratch(rt);
@@ -272,7 +274,7 @@ static struct value m_join(struct rt *rt, struct value self, const struct args *
         rt_room(rt, b->len);
         buf_append(b, item.str->data, item.str->len);
     }
-    return new_markup(rt, self, rt_give_str(rt, b));
+    return value_str(rt_give_str(rt, b));
 }
 
 /* ---- search -------------------------------------------------------------------------------------- */
@@ -416,11 +418,11 @@ static struct value m_removesuffix(struct rt *rt, struct value self, const struc
 static struct value m_replace(struct rt *rt, struct value self, const struct args *a)
 {
     struct value v[3];
+    refuse_markup(rt, self);
     args_bind(rt, a, "replace", "old new count", 2, v);
     struct str *old = arg_str(rt, &v[0], NULL, "replace");
     struct str *new = arg_str(rt, &v[1], NULL, "replace");
-    return new_markup(rt, self, str_replace(rt, self.str, old, new,
-                                            arg_int(rt, &v[2], -1, "replace")));
+    return value_str(str_replace(rt, self.str, old, new, arg_int(rt, &v[2], -1, "replace")));
 }
 
 /* ---- padding ------------------------------------------------------------------------------------- */
@@ -511,7 +513,7 @@ static struct value m_expandtabs(struct rt *rt, struct value self, const struct 
 
 static struct value m_format(struct rt *rt, struct value self, const struct args *a)
 {
-    return new_markup(rt, self, str_format(rt, self.str, a));
+    return value_str(str_format(rt, self.str, a));
 }
 
 static struct value m_format_map(struct rt *rt, struct value self, const struct args *a)
@@ -525,7 +527,7 @@ static struct value m_format_map(struct rt *rt, struct value self, const struct 
     for (uint32_t i = 0; i < v.dict->count; i++)
         named.named[i] = (struct named){value_to_str(rt, &v.dict->entries[i].key),
                                         v.dict->entries[i].value};
-    return new_markup(rt, self, str_format(rt, self.str, &named));
+    return value_str(str_format(rt, self.str, &named));
 }
 
 const struct method_def methods_str[] = {

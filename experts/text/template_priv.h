@@ -310,6 +310,7 @@ extern const struct method_def methods_str[], methods_str_test[]; /* name NULL e
 
 bool text_is_printable(uint32_t cp);
 enum text_case { CASE_UPPER, CASE_LOWER, CASE_TITLE, CASE_FOLD, CASE_SWAP, CASE_CAPITALIZE };
+struct value str_as(struct rt *rt, struct str *s, bool markup); /* the same text, so marked */
 struct str *str_case(struct rt *rt, struct str *s, enum text_case how);
 bool str_is_upper(const struct str *s);
 bool str_is_lower(const struct str *s);

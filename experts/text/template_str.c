@@ -61,6 +61,15 @@ struct str *str_strip(struct rt *rt, struct str *s, struct str *chars, int side)
     return from == 0 && to == s->len ? s : str_slice(rt, s, from, to - from);
 }
 
+struct value str_as(struct rt *rt, struct str *s, bool markup)
+{
+    if (s->markup == markup)
+        return value_str(s);
+    struct str *m = str_slice(rt, s, 0, s->len);
+    m->markup = markup;
+    return value_str(m);
+}
+
 /* ---- replace and escape -------------------------------------------------------------------------- */
 
 /* An empty needle is found in front of every character and at the end. */

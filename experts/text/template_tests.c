@@ -118,11 +118,13 @@ static bool t_upper(struct rt *rt, struct value in, const struct args *a)
 
 static bool t_filter(struct rt *rt, struct value in, const struct args *a)
 {
+    (void)value_hash(rt, &in);
     return in.kind == VALUE_STR && filter_find(in.str->data, in.str->len) != NULL;
 }
 
 static bool t_test(struct rt *rt, struct value in, const struct args *a)
 {
+    (void)value_hash(rt, &in);
     return in.kind == VALUE_STR && test_find(in.str->data, in.str->len) != NULL;
 }
 

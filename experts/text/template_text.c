@@ -218,6 +218,10 @@ static void repr_object(struct rt *rt, const struct value *v, struct buf *out)
     case VALUE_FUNCTION:
         buf_printf(out, "<function %s>", global_name(v->function));
         return;
+    case VALUE_METHOD:
+        buf_printf(out, "<built-in method %s of %s object>", v->method->def->name,
+                   value_type_name(&v->method->self));
+        return;
     default:
         buf_printf(out, "<%s object>", value_type_name(v));
     }
