@@ -22,7 +22,7 @@
 #include "rdu/kernels/quants.h"
 
 /* Longest row: keeps the leaves' scratch on the stack and int32 sums exact. rdu_pack_bytes refuses more. */
-#define RDU_COLS_MAX ((size_t)1 << 18)
+#define RDU_COLS_MAX ((size_t)1 << 17)
 
 #define RDU_RUN 32 /* columns whose products are summed before the row's accumulator sees them */
 

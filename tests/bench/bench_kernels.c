@@ -70,6 +70,12 @@ static bool wanted(const struct bench *b, const char *leaf)
 
 /* ---- limits ---------------------------------------------------------------------------------- */
 
+/* The chains must be registers at any optimisation level. */
+#ifdef __clang__
+#define UNROLL _Pragma("unroll")
+#else
+#define UNROLL _Pragma("GCC unroll 16")
+#endif
 #define PEAK_ROUNDS 20000
 #define PEAK_CHAINS 12
 
@@ -80,6 +86,7 @@ __attribute__((target("avx2,fma"))) static void peak_f32_avx2(void *ctx)
     for (unsigned i = 0; i < PEAK_CHAINS; i++)
         acc[i] = _mm256_set1_ps((float)i);
     for (unsigned r = 0; r < PEAK_ROUNDS; r++)
+        UNROLL
         for (unsigned i = 0; i < PEAK_CHAINS; i++)
             acc[i] = _mm256_fmadd_ps(acc[i], a, c);
     for (unsigned i = 1; i < PEAK_CHAINS; i++)
@@ -94,6 +101,7 @@ __attribute__((target("avx2"))) static void peak_int8_avx2(void *ctx)
     for (unsigned i = 0; i < PEAK_CHAINS / 4; i++)
         acc[i] = _mm256_set1_epi32((int)i);
     for (unsigned r = 0; r < PEAK_ROUNDS; r++) {
+        UNROLL
         for (unsigned i = 0; i < PEAK_CHAINS / 4; i++) {
             __m256i x = _mm256_xor_si256(acc[i], w);
             __m256i s = _mm256_add_epi16(_mm256_maddubs_epi16(w, x), _mm256_maddubs_epi16(x, w));
@@ -114,6 +122,7 @@ __attribute__((target("avx512f,avx512vl,avx512vnni"))) static void peak_int8_avx
     for (unsigned i = 0; i < PEAK_CHAINS; i++)
         acc[i] = _mm512_set1_epi32((int)i);
     for (unsigned r = 0; r < PEAK_ROUNDS; r++)
+        UNROLL
         for (unsigned i = 0; i < PEAK_CHAINS; i++)
             acc[i] = _mm512_dpbusd_epi32(acc[i], w, w);
     for (unsigned i = 1; i < PEAK_CHAINS; i++)
@@ -132,6 +141,7 @@ __attribute__((target("avx2"))) static void read_span(void *ctx)
     struct span *s = ctx;
     __m256i acc[4] = {{0}};
     for (size_t i = 0; i + 128 <= s->bytes; i += 128)
+        UNROLL
         for (unsigned k = 0; k < 4; k++)
             acc[k] = _mm256_xor_si256(
                 acc[k], _mm256_loadu_si256((const __m256i *)(const void *)(s->data + i + 32 * k)));

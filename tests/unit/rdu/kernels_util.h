@@ -13,6 +13,8 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 #include "rdu/kernels/half.h"
 #include "rdu/kernels/pack.h"
@@ -113,12 +115,37 @@ static inline uint8_t *util_raw_rows(struct rng *r, enum rdu_type type, size_t r
     return raw;
 }
 
-static inline uint8_t *util_pack(enum rdu_type type, size_t rows, size_t cols, const uint8_t *raw)
+/* `bytes` that end where an unreadable page begins: one byte read too far is a crash. The address is
+ * aligned as far as the size is. */
+struct util_fenced {
+    void *map;
+    size_t map_bytes;
+    void *data;
+};
+
+static inline struct util_fenced util_fenced_open(size_t bytes)
+{
+    size_t page = (size_t)sysconf(_SC_PAGESIZE), whole = (bytes + page - 1) / page * page;
+    struct util_fenced f = {.map_bytes = whole + page};
+    f.map = mmap(NULL, f.map_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    assert_true(f.map != MAP_FAILED);
+    assert_int_equal(mprotect((uint8_t *)f.map + whole, page, PROT_NONE), 0);
+    f.data = (uint8_t *)f.map + whole - bytes;
+    return f;
+}
+
+static inline void util_fenced_close(struct util_fenced *f)
+{
+    munmap(f->map, f->map_bytes);
+    f->map = NULL;
+}
+
+static inline struct util_fenced util_pack(enum rdu_type type, size_t rows, size_t cols, const uint8_t *raw)
 {
     size_t bytes = rdu_pack_bytes(type, rows, cols);
     assert_true(bytes > 0);
-    uint8_t *packed = mem_alloc(bytes);
-    rdu_pack_rows(type, rows, cols, raw, packed);
+    struct util_fenced packed = util_fenced_open(bytes);
+    rdu_pack_rows(type, rows, cols, raw, packed.data);
     return packed;
 }
 
@@ -163,7 +190,7 @@ static inline void util_guarded_close(struct util_guarded *g)
 /* int8 activations of n_tokens rows, quantised from random rows by the reference. */
 struct util_q8 {
     struct rdu_q8 x;
-    void *memory;
+    struct util_fenced q, d, s;
 };
 
 static inline struct util_q8 util_q8_open(struct rng *r, uint32_t tokens, uint32_t cols)
@@ -172,11 +199,13 @@ static inline struct util_q8 util_q8_open(struct rng *r, uint32_t tokens, uint32
     size_t q_stride = ((size_t)cols + 63) / 64 * 64, blocks = (cols + 31) / 32 + 3;
     u.x.q_stride = q_stride;
     u.x.b_stride = blocks;
-    if (posix_memalign(&u.memory, 64, tokens * (q_stride + 2 * blocks * sizeof(float)) + 64) != 0)
-        abort();
-    u.x.q = u.memory;
-    u.x.d = (float *)((uint8_t *)u.memory + tokens * q_stride);
-    u.x.s = u.x.d + tokens * blocks;
+    /* The last row of scales ends with its last block. */
+    u.q = util_fenced_open(tokens * q_stride);
+    u.d = util_fenced_open((tokens * blocks - 3) * sizeof(float));
+    u.s = util_fenced_open((tokens * blocks - 3) * sizeof(float));
+    u.x.q = u.q.data;
+    u.x.d = u.d.data;
+    u.x.s = u.s.data;
     struct util_tables t;
     util_tables_init(&t);
     float *row = mem_array(cols + 32, sizeof *row);
@@ -193,6 +222,13 @@ static inline struct util_q8 util_q8_open(struct rng *r, uint32_t tokens, uint32
     }
     free(row);
     return u;
+}
+
+static inline void util_q8_close(struct util_q8 *u)
+{
+    util_fenced_close(&u->q);
+    util_fenced_close(&u->d);
+    util_fenced_close(&u->s);
 }
 
 #endif

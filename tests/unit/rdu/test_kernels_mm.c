@@ -10,9 +10,11 @@ struct shape {
 struct operands {
     enum rdu_type type;
     struct shape shape;
-    uint8_t *raw, *packed;
+    uint8_t *raw;
+    struct util_fenced weights, floats;
+    const void *packed; /* = weights.data */
     struct util_q8 q8;
-    float *x;
+    float *x;           /* = floats.data */
     size_t x_stride, y_stride;
 };
 
@@ -21,12 +23,15 @@ static void operands_init(struct operands *o, struct rng *r, enum rdu_type type,
     o->type = type;
     o->shape = shape;
     o->raw = util_raw_rows(r, type, shape.rows, shape.cols, shape.wild);
-    o->packed = util_pack(type, shape.rows, shape.cols, o->raw);
+    o->weights = util_pack(type, shape.rows, shape.cols, o->raw);
+    o->packed = o->weights.data;
     o->q8 = util_q8_open(r, shape.tokens, shape.cols);
     o->x_stride = shape.cols + rng_below(r, 3) * 7;
     o->y_stride = (shape.rows + 7) / 8 * 8 + rng_below(r, 3) * 5;
-    o->x = mem_array(o->x_stride * shape.tokens, sizeof *o->x);
-    for (size_t i = 0; i < o->x_stride * shape.tokens; i++)
+    size_t floats = o->x_stride * (shape.tokens - 1) + shape.cols;
+    o->floats = util_fenced_open(floats * sizeof *o->x);
+    o->x = o->floats.data;
+    for (size_t i = 0; i < floats; i++)
         o->x[i] = util_wide(r);
     if (shape.wild)
         o->x[rng_below(r, shape.cols)] = INFINITY;
@@ -35,9 +40,9 @@ static void operands_init(struct operands *o, struct rng *r, enum rdu_type type,
 static void operands_done(struct operands *o)
 {
     free(o->raw);
-    free(o->packed);
-    free(o->q8.memory);
-    free(o->x);
+    util_fenced_close(&o->weights);
+    util_fenced_close(&o->floats);
+    util_q8_close(&o->q8);
 }
 
 /* Row groups in two calls, so that group_from > 0 is exercised. */
@@ -144,7 +149,7 @@ static void long_rows_give_the_reference_bits(void **state)
     struct rng r;
     rng_init(&r, util_seed() + 12);
     static const enum rdu_type types[] = {RDU_Q4_0, RDU_Q8_0, RDU_Q4_1, RDU_Q6_K, RDU_Q3_K};
-    static const uint32_t cols[] = {33024, 65536, RDU_COLS_MAX};
+    static const uint32_t cols[] = {33024, 65536, (uint32_t)RDU_COLS_MAX};
     for (unsigned i = 0; i < BASE_COUNT(types); i++) {
         struct operands o;
         operands_init(&o, &r, types[i], (struct shape){3, cols[i % 3], i < 3 ? 17 : 2, false, false});
@@ -271,21 +276,21 @@ static void unpack_row_is_dequant_row(void **state)
         const struct rdu_type_info *info = rdu_type_info(type);
         uint32_t cols = info->is_float ? 45 : 512, rows = 10;
         uint8_t *raw = util_raw_rows(&r, type, rows, cols, false);
-        uint8_t *packed = util_pack(type, rows, cols, raw);
+        struct util_fenced packed = util_pack(type, rows, cols, raw);
         float *want = mem_array(cols, sizeof *want);
         for (unsigned k = 0; k < t->count; k++) {
             for (uint32_t row = 0; row < rows; row++) {
                 struct util_guarded got = util_guarded_open(cols);
                 size_t row_bytes = (size_t)(cols / info->block_elems) * info->block_bytes;
                 rdu_dequant_row(type, raw + row * row_bytes, want, cols);
-                t->k[k].unpack_row(type, packed, row, cols, got.data);
+                t->k[k].unpack_row(type, packed.data, row, cols, got.data);
                 assert_memory_equal(want, got.data, cols * sizeof *want);
                 assert_true(util_guarded_intact(&got));
                 util_guarded_close(&got);
             }
         }
         free(raw);
-        free(packed);
+        util_fenced_close(&packed);
         free(want);
     }
 }

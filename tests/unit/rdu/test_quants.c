@@ -186,13 +186,14 @@ static void packing_gives_back_every_byte(void **state)
             size_t cols = info->is_float ? 1 + rng_below(&r, 70) : info->block_elems * (1 + rows % 3);
             size_t bytes = rows * (cols / info->block_elems) * info->block_bytes;
             uint8_t *raw = util_raw_rows(&r, type, rows, cols, true);
-            uint8_t *packed = util_pack(type, rows, cols, raw), *back = mem_alloc(bytes);
+            struct util_fenced packed = util_pack(type, rows, cols, raw);
+            uint8_t *back = mem_alloc(bytes);
             assert_int_equal(rdu_pack_bytes(type, rows, cols),
                              (rows + 7) / 8 * 8 * (cols / info->block_elems) * info->block_bytes);
-            rdu_unpack_rows(type, rows, cols, packed, back);
+            rdu_unpack_rows(type, rows, cols, packed.data, back);
             assert_memory_equal(raw, back, bytes);
             free(raw);
-            free(packed);
+            util_fenced_close(&packed);
             free(back);
         }
     }
@@ -210,7 +211,8 @@ static void packed_accessors_agree_with_rows(void **state)
         uint32_t cols = info->is_float ? 67 : 2 * info->block_elems;
         size_t row_bytes = (size_t)(cols / info->block_elems) * info->block_bytes;
         uint8_t *raw = util_raw_rows(&r, type, rows, cols, false);
-        uint8_t *packed = util_pack(type, rows, cols, raw);
+        struct util_fenced weights = util_pack(type, rows, cols, raw);
+        const void *packed = weights.data;
         float *want = mem_array(cols, sizeof *want);
         for (uint32_t row = 0; row < rows; row++) {
             rdu_dequant_row(type, raw + row * row_bytes, want, cols);
@@ -230,7 +232,7 @@ static void packed_accessors_agree_with_rows(void **state)
             }
         }
         free(raw);
-        free(packed);
+        util_fenced_close(&weights);
         free(want);
     }
 }
