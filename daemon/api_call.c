@@ -259,12 +259,10 @@ enum request_state api_call_state(const struct api_call *c, uint32_t *ret_load_p
     *ret_load_permille = 0;
     for (size_t i = 0; i < c->requests_count; i++) {
         struct request *r = c->requests[i];
-        enum request_state state =
-            (enum request_state)atomic_load_explicit(&r->state, memory_order_acquire);
+        enum request_state state = (enum request_state)atomic_load(&r->state);
         if (state > farthest) {
             farthest = state;
-            *ret_load_permille =
-                atomic_load_explicit(&r->load_permille, memory_order_relaxed);
+            *ret_load_permille = atomic_load(&r->load_permille);
         }
     }
     return farthest;
@@ -274,7 +272,7 @@ enum request_state api_call_state(const struct api_call *c, uint32_t *ret_load_p
 static enum request_finish choice_finish(const struct request *r, uint32_t choice_idx)
 {
     const struct request_choice *choice = &r->choice[choice_idx];
-    uint32_t count = atomic_load_explicit(&choice->events_count, memory_order_acquire);
+    uint32_t count = request_events(choice);
     return count > 0 ? choice->events[count - 1].finish : REQUEST_FINISH_NONE;
 }
 

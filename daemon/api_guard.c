@@ -12,6 +12,7 @@ struct guard_text {
 struct guard {
     struct guard_text *texts; /* grouped by first byte */
     size_t count;
+    size_t longest;           /* bytes of the longest token of any kind */
     size_t from[257];         /* texts of first byte b: [from[b], from[b + 1]) */
 };
 
@@ -25,10 +26,10 @@ struct guard *guard_open(const struct tokenizer *t)
 {
     struct guard *g = mem_alloc(sizeof *g);
     for (int32_t id = 0; id < tokenizer_vocab(t); id++) {
-        size_t len;
-        const char *text =
-            tokenizer_is_control(t, id) ? tokenizer_token_bytes(t, id, true, &len) : NULL;
-        if (text == NULL || len < 2)
+        size_t len = 0;
+        const char *text = tokenizer_token_bytes(t, id, true, &len);
+        g->longest = BASE_MAX(g->longest, len);
+        if (text == NULL || len < 2 || !tokenizer_is_control(t, id))
             continue;
         if ((g->count & (g->count - 1)) == 0)
             g->texts = mem_grow(g->texts, BASE_MAX(g->count * 2, 1), sizeof *g->texts);
@@ -52,6 +53,11 @@ void guard_close(struct guard **g)
         free((*g)->texts);
     free(*g);
     *g = NULL;
+}
+
+size_t guard_longest_token(const struct guard *g)
+{
+    return BASE_MAX(g->longest, (size_t)1);
 }
 
 /* A control token's text starts at s. */

@@ -19,6 +19,8 @@
 struct guard;
 struct guard *guard_open(const struct tokenizer *t);
 void guard_close(struct guard **g);
+/* Bytes of the longest token: a text of n bytes has at least n over this many tokens. */
+size_t guard_longest_token(const struct guard *g);
 
 /* Some string in `v`, keys included, contains a control token's text. */
 bool guard_touches(const struct guard *g, const json_t *v);

@@ -34,6 +34,22 @@ static char *token_text(const struct tokenizer *t, int32_t id)
     return mem_strndup(text != NULL ? text : "", text != NULL ? len : 0);
 }
 
+/* Megabytes of text need not be tokenised to know that they do not fit, which would keep every other
+ * connection of this thread waiting. Four times the bytes that could fit: normalisation may shrink
+ * text before it is cut into tokens. */
+static enum err_code check_length(const struct api_call *c, size_t bytes, struct err *e)
+{
+    const struct server_expert *serving = server_expert_of(c->server, c->expert);
+    size_t least = bytes / guard_longest_token(serving->guard) / 4;
+    const char *param = c->kind == API_CHAT ? "messages" : "prompt";
+    if (least < serving->context)
+        return ERR_OK;
+    return err_set_param(e, ERR_CONTEXT, param,
+                         "expert '%s' has a context of %u tokens, but the %s have %zu bytes, which "
+                         "is more than %zu tokens: shorten them", expert_info(c->expert)->name,
+                         serving->context, param, bytes, least);
+}
+
 /* ---- rendering --------------------------------------------------------------------------------- */
 
 struct render {
@@ -147,6 +163,32 @@ static void put_system_first(struct api_call *c, const char *system)
     c->messages.has_system = true;
 }
 
+static size_t content_bytes(const json_t *messages)
+{
+    size_t bytes = 0;
+    for (size_t i = 0; i < json_array_size(messages); i++)
+        bytes += json_string_length(json_object_get(json_array_get(messages, i), "content"));
+    return bytes;
+}
+
+/* Marks, renders and tokenises: everything whose cost grows with the text. */
+static enum err_code render_and_encode(struct api_call *c, const struct server_expert *serving,
+                                       struct token_list *ret, struct err *e)
+{
+    struct render r;
+    struct buf text = {0};
+    render_init(&r, c, serving->guard);
+    enum err_code code = render_text(c, serving->template, &r, &text, e);
+    if (code == ERR_OK)
+        code = check_length(c, text.len, e);
+    if (code == ERR_OK)
+        code = guard_encode(expert_tokenizer(c->expert), text.data != NULL ? text.data : "",
+                            text.len, r.marked ? r.mark : NULL, ret, e);
+    render_done(&r);
+    buf_done(&text);
+    return code;
+}
+
 enum err_code api_chat_tokens(struct api_call *c, struct token_list *ret, struct err *e)
 {
     const struct server_expert *serving = server_expert_of(c->server, c->expert);
@@ -157,15 +199,9 @@ enum err_code api_chat_tokens(struct api_call *c, struct token_list *ret, struct
                              "the configuration, or use /v1/completions",
                              expert_info(c->expert)->name);
     put_system_first(c, serving->system);
-    struct render r;
-    struct buf text = {0};
-    render_init(&r, c, serving->guard);
-    enum err_code code = render_text(c, serving->template, &r, &text, e);
+    enum err_code code = check_length(c, content_bytes(c->messages.messages), e);
     if (code == ERR_OK)
-        code = guard_encode(t, text.data != NULL ? text.data : "", text.len,
-                            r.marked ? r.mark : NULL, ret, e);
-    render_done(&r);
-    buf_done(&text);
+        code = render_and_encode(c, serving, ret, e);
     /* Templates that write the token themselves are left alone. */
     if (code == ERR_OK && tokenizer_add_bos(t) && tokenizer_bos(t) >= 0 &&
         (ret->count == 0 || ret->ids[0] != tokenizer_bos(t)))
@@ -220,9 +256,13 @@ static enum err_code array_tokens(const struct tokenizer *t, const json_t *array
     return ERR_OK;
 }
 
-static enum err_code text_tokens(const struct tokenizer *t, const json_t *text,
+static enum err_code text_tokens(const struct api_call *c, const json_t *text,
                                  struct token_list *ret, struct err *e)
 {
+    const struct tokenizer *t = expert_tokenizer(c->expert);
+    enum err_code code = check_length(c, json_string_length(text), e);
+    if (code != ERR_OK)
+        return code;
     if (tokenizer_add_bos(t) && tokenizer_bos(t) >= 0)
         push_token(ret, tokenizer_bos(t));
     /* A plain prompt is the client's own: it may write control tokens, as it may send their ids. */
@@ -238,7 +278,7 @@ enum err_code api_completion_tokens(struct api_call *c, size_t prompt_idx, struc
         prompt = json_array_get(prompt, prompt_idx);
     enum err_code code;
     if (json_is_string(prompt))
-        code = text_tokens(t, prompt, ret, e);
+        code = text_tokens(c, prompt, ret, e);
     else if (json_is_array(prompt))
         code = array_tokens(t, prompt, ret, e);
     else

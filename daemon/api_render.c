@@ -274,7 +274,7 @@ static void put_choice(const struct api_call *c, const struct request *r, uint32
                        uint32_t index, struct buf *out)
 {
     const struct request_choice *choice = &r->choice[choice_idx];
-    uint32_t count = atomic_load_explicit(&choice->events_count, memory_order_acquire);
+    uint32_t count = request_events(choice);
     buf_printf(out, "{\"index\":%u,%s", index,
                c->kind == API_CHAT ? "\"message\":{\"role\":\"assistant\",\"content\":\""
                                    : "\"text\":\"");
@@ -399,7 +399,7 @@ static void put_new_events(struct api_call *c, const struct request *r, uint32_t
                            struct api_cursor *cur, uint32_t index, struct buf *out)
 {
     const struct request_choice *choice = &r->choice[choice_idx];
-    uint32_t count = atomic_load_explicit(&choice->events_count, memory_order_acquire);
+    uint32_t count = request_events(choice);
     for (; cur->events_read < count && out->len < EVENTS_BYTES; cur->events_read++) {
         const struct request_event *ev = &choice->events[cur->events_read];
         if (!cur->opened && c->kind == API_CHAT)

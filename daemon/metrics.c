@@ -242,7 +242,7 @@ static void put_engine(const struct engine_stats *st, struct buf *out)
     put_simple(out, "switchyard_prefix_tokens_reused_total", "counter",
                "Prompt tokens whose KV was found", (double)st->prefix_tokens_reused);
     put_family(out, "switchyard_kv_pages", "gauge", "KV pages in use, by tier");
-    put_value(out, "switchyard_kv_pages", "tier=\"hbm\"", (double)st->kv_pages);
+    put_value(out, "switchyard_kv_pages", "tier=\"hbm\"", (double)st->memtier.pages);
     put_family(out, "switchyard_node_seconds_total", "counter",
                "Node time: what the modelled node would have taken");
     put_value(out, "switchyard_node_seconds_total", "what=\"total\"", (double)st->node_ns / 1e9);
@@ -281,7 +281,7 @@ static void put_expert_tokens(struct server *s, struct buf *out)
 
 /* ---- the memory's families ------------------------------------------------------------------------------ */
 
-static void put_tiers(const struct memtier_stats *t, struct buf *out)
+static void put_tiers(struct server *s, const struct memtier_stats *t, struct buf *out)
 {
     char labels[96];
     put_family(out, "switchyard_tier_bytes", "gauge", "Bytes in a tier, by kind of segment");
@@ -291,23 +291,44 @@ static void put_tiers(const struct memtier_stats *t, struct buf *out)
         put_value(out, "switchyard_tier_bytes", labels, (double)t->bytes_by_kind[i]);
     }
     if (t->ddr_budget > 0)
-        put_value(out, "switchyard_tier_bytes", "tier=\"ddr\",kind=\"other\"", (double)t->ddr_used);
+        put_value(out, "switchyard_tier_bytes", "tier=\"ddr\",kind=\"all\"", (double)t->ddr_used);
+    if (s->store != NULL)
+        put_value(out, "switchyard_tier_bytes", "tier=\"nvme\",kind=\"all\"",
+                  (double)memtier_store_bytes(s->store));
     put_family(out, "switchyard_tier_budget_bytes", "gauge", "What a tier may hold");
     put_value(out, "switchyard_tier_budget_bytes", "tier=\"hbm\"", (double)t->hbm_budget);
     put_value(out, "switchyard_tier_budget_bytes", "tier=\"ddr\"", (double)t->ddr_budget);
+    put_simple(out, "switchyard_tier_pinned_bytes", "gauge", "Bytes of hbm in use by open steps",
+               (double)t->hbm_pinned);
+    put_simple(out, "switchyard_tier_held_bytes", "gauge", "Bytes of hbm that are never evicted",
+               (double)t->hbm_held);
+}
+
+/* One family over the three ways that segments move. */
+static void put_moves(struct buf *out, const char *name, const char *help, double nvme_hbm,
+                      double ddr_hbm, double hbm_ddr)
+{
+    put_family(out, name, "counter", help);
+    put_value(out, name, "from=\"nvme\",to=\"hbm\"", nvme_hbm);
+    put_value(out, name, "from=\"ddr\",to=\"hbm\"", ddr_hbm);
+    put_value(out, name, "from=\"hbm\",to=\"ddr\"", hbm_ddr);
 }
 
 static void put_loads(const struct memtier_stats *t, struct buf *out)
 {
     static const char path[] = "from=\"nvme\",to=\"hbm\"";
-    put_family(out, "switchyard_loads_total", "counter", "Segments moved between tiers");
-    put_value(out, "switchyard_loads_total", path, (double)t->loads);
-    put_family(out, "switchyard_load_bytes_total", "counter", "Bytes moved between tiers");
+    put_moves(out, "switchyard_loads_total", "Segments moved between tiers", (double)t->loads,
+              (double)t->promotions, (double)t->demotions);
+    put_family(out, "switchyard_load_bytes_total", "counter", "Bytes read from the store");
     put_value(out, "switchyard_load_bytes_total", path, (double)t->load_bytes);
+    put_simple(out, "switchyard_copy_bytes_total", "counter", "Bytes copied between hbm and ddr",
+               (double)t->copy_bytes);
     put_family(out, "switchyard_load_seconds", "histogram", "Submit to resident, per segment");
     put_hist(out, "switchyard_load_seconds", path, &t->load_hist);
     put_simple(out, "switchyard_load_failures_total", "counter", "Loads that failed for good",
                (double)t->failed);
+    put_simple(out, "switchyard_load_retries_total", "counter", "Reads that were tried again",
+               (double)t->load_retries);
     put_family(out, "switchyard_evictions_total", "counter", "Segments evicted");
     put_value(out, "switchyard_evictions_total", "tier=\"hbm\",kind=\"all\"", (double)t->evictions);
     put_family(out, "switchyard_hits_total", "counter", "Segments of reservations found in a tier");
@@ -340,7 +361,7 @@ void metrics_put(struct server *s, struct buf *out)
     put_engine(st, out);
     put_switches(st, out);
     put_expert_tokens(s, out);
-    put_tiers(&st->memtier, out);
+    put_tiers(s, &st->memtier, out);
     put_loads(&st->memtier, out);
     put_process(s, out);
     free(st);

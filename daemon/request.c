@@ -55,6 +55,12 @@ void request_prepare_output(struct request *r)
     }
 }
 
+uint32_t request_events(const struct request_choice *c)
+{
+    /* Acquire pairs with the engine's release in publish: events below the count are whole. */
+    return atomic_load_explicit(&c->events_count, memory_order_acquire);
+}
+
 const char *request_finish_name(enum request_finish f)
 {
     static const char *const names[] = {"none", "stop", "length", "cancelled", "error"};

@@ -101,6 +101,8 @@ void request_ref(struct request *r);
 void request_unref(struct request **r); /* frees at zero; any thread */
 /* Sizes the output of every choice for max_tokens; call once, before submit. */
 void request_prepare_output(struct request *r);
+/* Events of a choice that may be read now. Any thread. */
+uint32_t request_events(const struct request_choice *c);
 const char *request_finish_name(enum request_finish f); /* "stop", "length", ... */
 
 #endif

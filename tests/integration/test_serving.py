@@ -9,7 +9,7 @@ import struct
 import time
 
 import pytest
-from conftest import TINY, command, model_path, sse_events
+from conftest import TINY, Server, command, model_path, sse_events
 
 HELLO = [{"role": "user", "content": "Say hello."}]
 LONG = {"model": "auto", "messages": HELLO, "ignore_eos": True, "temperature": 0}
@@ -168,6 +168,104 @@ def test_unix_socket(start, tmp_path):
         assert c.recv(100).startswith(b"HTTP/1.1 200")
     assert s.stop() == 0
     assert not path.exists()
+
+
+def test_service_manager_is_told(start, tmp_path):
+    path = tmp_path / "notify.sock"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(path))
+        manager.settimeout(30)
+        s = start("--model", TINY, NOTIFY_SOCKET=str(path))
+        assert manager.recv(1000).startswith(b"READY=1")
+        assert s.get("/ready").status == 200
+        s.process.send_signal(signal.SIGTERM)
+        while b"STOPPING=1" not in manager.recv(1000):
+            pass
+        assert s.process.wait(timeout=30) == 0
+
+
+SHOUTS = ["LORD", "THE KING", "HEAR ME", "GO FORTH", "AND IT CAME TO PASS", "SEVEN DAYS", "WOE",
+          "THE SEA", "STAND UP", "MOUNTAIN"]
+
+
+@pytest.fixture(scope="module")
+def routed(tmp_path_factory):
+    """Two experts and a head that tells capitals from the rest."""
+    folder = tmp_path_factory.mktemp("routed")
+    rows = []
+    for i in range(300):
+        loud = SHOUTS[i % 10] + " " + SHOUTS[i // 10 % 10]
+        rows.append({"text": loud + f" {i}", "expert": "upper"})
+        rows.append({"text": f"please tell me about {loud.lower()} number {i}", "expert": "general"})
+    (folder / "data.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    code, _, err = command(folder, "route", "train", folder / "data.jsonl", "-o",
+                           folder / "x.head")
+    assert code == 0, err
+    (folder / "c.yaml").write_text(json.dumps({
+        "router": {"head": str(folder / "x.head"), "generalist": "bible"},
+        "experts": [{"name": "bible", "model": str(TINY), "aliases": ["general"]},
+                    {"name": "upper", "base": "bible",
+                     "adapter": str(TINY.parent / "lora-upper.gguf")}]}))
+    s = Server(folder, "--config", folder / "c.yaml")
+    yield s
+    s.stop()
+
+
+def test_auto_is_answered_by_whom_the_router_chose(routed):
+    loud = routed.chat("THE KING STAND UP")
+    assert loud.json["model"] == "upper" and loud.headers["x-switchyard-expert"] == "upper"
+    assert loud.headers["x-switchyard-reason"] == "ngram"
+    assert 0.5 < float(loud.headers["x-switchyard-confidence"]) <= 1
+    quiet = routed.chat("please tell me about the sea number 7")
+    assert quiet.json["model"] == "bible"
+    assert quiet.headers["x-switchyard-reason"] in ("general", "abstain")
+    named = routed.chat("THE KING STAND UP", model="bible")
+    assert named.json["model"] == "bible" and named.headers["x-switchyard-reason"] == "model"
+    wait_until(lambda: routed.metric(
+        'switchyard_route_total{expert="upper",stage="ngram",reason="ngram"}') == 1)
+
+
+def test_auto_reads_parts_turns_and_prompts(routed):
+    parts = [{"role": "user", "content": [{"type": "text", "text": "THE KING "},
+                                          {"type": "text", "text": "STAND UP"}]}]
+    assert routed.post("/v1/chat/completions", {"model": "auto", "messages": parts,
+                                                "max_tokens": 2}).json["model"] == "upper"
+    assert routed.post("/v1/completions", {"model": "auto", "prompt": "THE KING STAND UP",
+                                           "max_tokens": 2}).json["model"] == "upper"
+    empty = routed.chat("")
+    assert empty.status == 200 and empty.json["model"] == "bible"
+
+
+def test_two_experts_at_once(routed):
+    """Sequences of base and adapter share steps; each answers as it does alone."""
+    ask = {"messages": HELLO, "max_tokens": 24, "temperature": 0, "stream": True}
+    alone = {m: routed.post("/v1/chat/completions", ask | {"model": m}).body
+             for m in ("bible", "upper")}
+    sockets = [(m, routed.raw_post(ask | {"model": m}, headers="Connection: close\r\n"))
+               for m in ("bible", "upper") * 6]
+
+    def text(events):
+        return [c["delta"].get("content") for e in events if e != "[DONE]" for c in e["choices"]]
+
+    for m, c in sockets:
+        raw = b""
+        while piece := c.recv(65536):
+            raw += piece
+        body = raw.split(b"\r\n\r\n", 1)[1]
+        plain = b""
+        while body:
+            size, body = body.split(b"\r\n", 1)
+            plain, body = plain + body[:int(size, 16)], body[int(size, 16) + 2:]
+        assert text(sse_events(plain)) == text(sse_events(alone[m])), m
+
+
+def test_head_requests_have_no_body(server):
+    with server.connect() as c:
+        c.sendall(b"HEAD /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        raw = b""
+        while piece := c.recv(65536):
+            raw += piece
+    assert raw.startswith(b"HTTP/1.1 200") and raw.endswith(b"\r\n\r\n")
 
 
 # ---- headers, account, log, metrics --------------------------------------------------------------------
