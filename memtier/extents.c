@@ -1,6 +1,6 @@
 /* Which granules of a pool are taken. A bitmap rather than a tree of free extents: 12 GiB are 3,072
- * words, so a full scan for a run costs microseconds, there is nothing to balance, and freeing needs
- * no neighbour search. The owner and length of a block are kept at its first granule. */
+ * words, so a full scan for a run costs microseconds, there is nothing to balance, and freeing
+ * needs no neighbour search. The owner and length of a block are kept at its first granule. */
 #include "memtier/pool.h"
 
 #include <assert.h>
@@ -157,8 +157,8 @@ void extents_set_limit(struct extents *x, uint32_t limit)
     }
     uint32_t old = x->limit;
     x->limit = limit;
-    /* Blocks that were left above an earlier, lower limit keep their granules. A block may also reach
-     * over the old limit from below. */
+    /* Blocks that were left above an earlier, lower limit keep their granules. A block may also
+     * reach over the old limit from below. */
     uint32_t at = 0;
     while (at < limit) {
         uint32_t count = bit(x->free_bits, at) ? 0 : x->count[at];

@@ -4,8 +4,9 @@
  * side" runs on that one thread and needs no lock; what other threads may read is published under
  * `counters_lock`.
  *
- * Order: jobs are begun first in, first out, and a copy is finished before the job behind it begins.
- * A load into memory that a demotion is still copying away is therefore queued safely behind it. */
+ * Order: jobs are begun first in, first out, and a copy is finished before the job behind it
+ * begins. A load into memory that a demotion is still copying away is therefore queued safely
+ * behind it. */
 #include "memtier/loader.h"
 
 #include <assert.h>
@@ -22,14 +23,17 @@
 #include <unistd.h>
 #include <xxhash.h>
 
-/* 2 MiB x 16: on a virtio disk of 3 GB/s nothing between 1 MiB x 32 and 4 MiB x 16 was better beyond
- * noise, 1 MiB x 8 was worse; and a chunk is short enough that a demand read never waits long behind a
- * prefetch. */
+/* 2 MiB x 16: on a virtio disk of 3 GB/s nothing between 1 MiB x 32 and 4 MiB x 16 was better
+ * beyond noise, 1 MiB x 8 was worse; and a chunk is short enough that a demand read never waits
+ * long behind a prefetch. */
 #define CHUNK_BYTES ((uint64_t)2 << 20)
+/* Beginning a read into memory that is not populated yet faults it in, inside the system call;
+ * after so much of it look at what has ended, or the first layer waits for the faults of all that
+ * follow. */
+#define RAW_BYTES ((uint64_t)4 << 20)
 #define URING_DEPTH 16
 #define PREAD_THREADS 8
 #define PREFETCH_DEPTH 2
-#define FILES_OPEN_MAX 256
 #define COPY_PIECE ((uint64_t)4 << 20)
 /* Hashing goes on between reads in pieces, so that the device never waits for a whole segment. */
 #define CHECK_PIECE ((uint64_t)2 << 20)
@@ -42,9 +46,9 @@ struct loader {
     struct ring *requests, *answers;
     pthread_t thread;
     _Atomic bool stop;
-    /* Answers whose wake-up was written too; `answers_seen` is the engine's. The ring alone would not
-     * do: its item is visible before its wake-up, and one that comes after the descriptor was cleared
-     * would leave it readable for ever. */
+    /* Answers whose wake-up was written too; `answers_seen` is the engine's. The ring alone would
+     * not do: its item is visible before its wake-up, and one that comes after the descriptor was
+     * cleared would leave it readable for ever. */
     _Atomic uint64_t answers_sent;
     uint64_t answers_seen;
     sem_t started;
@@ -59,23 +63,23 @@ struct loader {
 
     /* ---- the loader thread's own ---- */
     struct io *io;
-    bool direct, registering;
+    bool registering;
     /* The pool as it was at open: slabs that a larger budget adds later stay unregistered. */
     uint64_t pool_bytes;
     uint32_t slabs;
-    size_t *registered_bytes; /* [slabs] */
-    uint32_t slabs_max;       /* slabs at or above are not to be registered any more */
+    size_t *registered_bytes;           /* [slabs] */
+    uint32_t slabs_max;                 /* slabs at or above are not to be registered any more */
     struct load_job *demand, *prefetch; /* in order */
     struct load_job *retry;             /* waiting for their next attempt */
     struct load_job *checking;          /* read, the head is being hashed */
     XXH3_state_t *hash;
     unsigned inflight, inflight_prefetch;
     struct io_read *reads, *free_reads;
-    struct load_file *open_files[FILES_OPEN_MAX];
-    uint64_t ticks; /* of file use, for closing the least recently used */
+    struct load_files files;
     struct loader_counters counters;
     uint64_t busy_from, busy_bytes;
     bool copying;
+    uint64_t raw_bytes; /* begun into unpopulated memory since the last look at the device */
 };
 
 /* ---- text ---- */
@@ -89,105 +93,6 @@ static void set_text(struct loader *l, int which, const char *fmt, ...)
     va_end(ap);
     /* release: pairs with loader_text's acquire, which then sees the bytes. */
     atomic_store_explicit(&l->text, l->texts[which], memory_order_release);
-}
-
-/* ---- files ---- */
-
-static void close_file(struct loader *l, struct load_file *f)
-{
-    assert(f->inflight == 0);
-    if (f->fd < 0)
-        return;
-    if (f->slot >= 0) {
-        if (f->registered)
-            (void)l->io->ops->attach_file(l->io, (uint32_t)f->slot, -1);
-        l->open_files[f->slot] = NULL;
-    }
-    close(f->fd);
-    f->fd = -1;
-    f->slot = -1;
-    f->reopen = f->registered = false;
-}
-
-static bool close_least_used(struct loader *l)
-{
-    struct load_file *least = NULL;
-    for (size_t i = 0; i < FILES_OPEN_MAX; i++) {
-        struct load_file *f = l->open_files[i];
-        if (f != NULL && f->inflight == 0 && (least == NULL || f->used_at < least->used_at))
-            least = f;
-    }
-    if (least == NULL)
-        return false;
-    close_file(l, least);
-    return true;
-}
-
-static int32_t free_slot(struct loader *l)
-{
-    for (int attempt = 0; attempt < 2; attempt++) {
-        for (int32_t i = 0; i < FILES_OPEN_MAX; i++) {
-            if (l->open_files[i] == NULL)
-                return i;
-        }
-        if (!close_least_used(l))
-            break;
-    }
-    return -1;
-}
-
-static int open_flags(struct loader *l, struct load_file *f, bool direct)
-{
-    int flags = O_RDONLY | O_CLOEXEC | (direct ? O_DIRECT : 0);
-    int fd = open(f->path, flags);
-    if (fd < 0 && (errno == EMFILE || errno == ENFILE) && close_least_used(l))
-        fd = open(f->path, flags);
-    return fd;
-}
-
-static int open_file(struct loader *l, struct load_file *f, const char **ret_text)
-{
-    struct stat st;
-    *ret_text = "cannot open";
-    f->direct = l->direct && !f->direct_refused;
-    f->fd = open_flags(l, f, f->direct);
-    if (f->fd < 0 && errno == EINVAL && f->direct) {
-        /* This file lies where direct reads are refused, whatever the probe found elsewhere. */
-        f->direct_refused = true;
-        f->direct = false;
-        f->fd = open_flags(l, f, false);
-    }
-    if (f->fd < 0)
-        return errno;
-    f->slot = -1;
-    f->reopen = false;
-    int why = fstat(f->fd, &st) != 0 ? errno : 0;
-    if (why == 0 && (uint64_t)st.st_size < f->bytes) {
-        *ret_text = "is shorter than the index says:";
-        why = ENODATA;
-    }
-    if (why != 0) {
-        close_file(l, f);
-        return why;
-    }
-    if (!f->direct)
-        (void)posix_fadvise(f->fd, 0, 0, POSIX_FADV_SEQUENTIAL);
-    f->slot = free_slot(l);
-    if (f->slot >= 0) {
-        l->open_files[f->slot] = f;
-        /* If it cannot be registered, reads name the descriptor itself. */
-        f->registered = l->io->ops->attach_file != NULL &&
-                        l->io->ops->attach_file(l->io, (uint32_t)f->slot, f->fd) == 0;
-    }
-    return 0;
-}
-
-static int ready_file(struct loader *l, struct load_file *f, const char **ret_text)
-{
-    f->used_at = ++l->ticks;
-    if (f->fd >= 0 && f->reopen && f->inflight == 0)
-        close_file(l, f);
-    return f->fd >= 0 ? 0 : open_file(l, f, ret_text);
 }
 
 /* ---- finishing jobs ---- */
@@ -211,10 +116,12 @@ static void answer(struct loader *l, struct load_job *job, enum job_result resul
                  job->done_ns > job->submit_ns ? job->done_ns - job->submit_ns : 0);
     }
     publish_counters(l);
-    /* Never full: it has a place for every job that may be out. From here on the job is not ours. */
+    /* Never full: it has a place for every job that may be out. From here on the job is not ours.
+     */
     if (!ring_push(l->answers, job))
         abort();
-    /* release: pairs with loader_pending's acquire, which then clears a descriptor already written. */
+    /* release: pairs with loader_pending's acquire, which then clears a descriptor already written.
+     */
     atomic_fetch_add_explicit(&l->answers_sent, 1, memory_order_release);
 }
 
@@ -337,6 +244,16 @@ static uint32_t chunk_bytes(const struct loader *l, const struct load_job *job, 
     return (uint32_t)bytes;
 }
 
+static bool is_raw(const struct loader *l, const unsigned char *dst)
+{
+    const struct pool *p = l->opt.pool;
+    if (dst < p->base || dst >= p->base + p->mapped_bytes)
+        return false;
+    size_t slab = (size_t)(dst - p->base) / POOL_SLAB;
+    /* relaxed: only how much to begin at once depends on it. */
+    return atomic_load_explicit(&p->slab_state[slab], memory_order_relaxed) != SLAB_POPULATED;
+}
+
 static void begin_busy(struct loader *l)
 {
     if (l->inflight == 0) {
@@ -359,6 +276,7 @@ static void issue_chunk(struct loader *l, struct load_job *job)
                           .dst = job->dst + job->next_offset,
                           .job = job};
     begin_busy(l);
+    l->raw_bytes += is_raw(l, r->dst) ? bytes : 0;
     job->next_offset += bytes;
     job->complete = job->next_offset == load_padded(job->bytes);
     job->inflight++;
@@ -372,7 +290,7 @@ static void issue_chunk(struct loader *l, struct load_job *job)
 static void issue_read(struct loader *l, struct load_job *job)
 {
     const char *text = "cannot be read:";
-    int why = ready_file(l, job->file, &text);
+    int why = load_file_ready(&l->files, job->file, &text);
     if (why == 0 && l->opt.fault != NULL) {
         int32_t buffer;
         why = l->opt.fault(l->opt.fault_ctx, job->file_offset + job->next_offset,
@@ -451,13 +369,19 @@ static bool step_list(struct loader *l, struct load_job **list)
     return true;
 }
 
+static bool may_begin(const struct loader *l)
+{
+    return l->inflight < l->io->depth && l->raw_bytes < RAW_BYTES;
+}
+
 static void issue(struct loader *l)
 {
     l->copying = false;
-    while (l->inflight < l->io->depth && l->demand != NULL && step_list(l, &l->demand))
+    l->raw_bytes = 0;
+    while (may_begin(l) && l->demand != NULL && step_list(l, &l->demand))
         ;
-    while (l->demand == NULL && l->inflight_prefetch < PREFETCH_DEPTH &&
-           l->inflight < l->io->depth && l->prefetch != NULL && step_list(l, &l->prefetch))
+    while (may_begin(l) && l->demand == NULL && l->inflight_prefetch < PREFETCH_DEPTH &&
+           l->prefetch != NULL && step_list(l, &l->prefetch))
         ;
 }
 
@@ -477,8 +401,7 @@ static void end_read(struct loader *l, struct io_read *r)
         l->counters.busy_ns += ns;
         if (l->busy_bytes >= RATE_BYTES_MIN && ns > 0) {
             double rate = (double)l->busy_bytes * 1e9 / (double)ns;
-            l->counters.rate =
-                l->counters.rate > 0 ? 0.7 * l->counters.rate + 0.3 * rate : rate;
+            l->counters.rate = l->counters.rate > 0 ? 0.7 * l->counters.rate + 0.3 * rate : rate;
         }
     }
 }
@@ -608,11 +531,11 @@ static void registration_failed(struct loader *l, uint32_t slab, int why)
         set_text(l, 1,
                  "io_uring (%s, plain buffers: RLIMIT_MEMLOCK of %s was reached at slab %u; cure: "
                  "LimitMEMLOCK=infinity or ulimit -l unlimited)",
-                 l->direct ? "direct" : "buffered",
+                 l->files.direct ? "direct" : "buffered",
                  size_format(lim.rlim_cur, limit, sizeof(limit)), slab);
     else
         set_text(l, 1, "io_uring (%s, plain buffers: registering memory failed: %s)",
-                 l->direct ? "direct" : "buffered", strerror(why));
+                 l->files.direct ? "direct" : "buffered", strerror(why));
 }
 
 /* One slab at a time, between reads: pinning a slab that is populated takes a millisecond or so. */
@@ -648,7 +571,8 @@ static bool may_lock_memory(uint64_t bytes)
            lim.rlim_cur >= bytes;
 }
 
-/* A real read of a real file: what opcode lists and version numbers promise is not always allowed. */
+/* A real read of a real file: what opcode lists and version numbers promise is not always allowed.
+ */
 static int probe_read(struct loader *l, bool direct)
 {
     int fd = open(l->opt.probe_path, O_RDONLY | O_CLOEXEC | (direct ? O_DIRECT : 0));
@@ -676,7 +600,7 @@ static enum err_code try_uring(struct loader *l, struct err *e)
 {
     struct io_options opt = {.wake_fd = ring_fd(l->requests),
                              .depth = URING_DEPTH,
-                             .files = FILES_OPEN_MAX,
+                             .files = LOAD_FILES_MAX,
                              .buffers = l->slabs};
     bool lockable = may_lock_memory(l->pool_bytes);
     if (!lockable)
@@ -685,7 +609,7 @@ static enum err_code try_uring(struct loader *l, struct err *e)
     if (rc != ERR_OK)
         return rc;
     int why = probe_read(l, true);
-    l->direct = why == 0;
+    l->files.direct = why == 0;
     if (why == EINVAL)
         why = probe_read(l, false);
     if (why != 0) {
@@ -695,7 +619,7 @@ static enum err_code try_uring(struct loader *l, struct err *e)
         return err_set_errno(e, ERR_UNSUPPORTED, "io_uring cannot read %s", l->opt.probe_path);
     }
     l->registering = l->io->ops->attach_buffer != NULL;
-    const char *how = l->direct ? "direct" : "buffered: the file system refuses direct reads";
+    const char *how = l->files.direct ? "direct" : "buffered: the file system refuses direct reads";
     char limit[32];
     struct rlimit lim = {0};
     (void)getrlimit(RLIMIT_MEMLOCK, &lim);
@@ -718,7 +642,7 @@ static enum err_code try_pread(struct loader *l, bool direct, const char *becaus
     if (rc != ERR_OK)
         return rc;
     int why = direct ? probe_read(l, true) : 0;
-    l->direct = direct && why == 0;
+    l->files.direct = direct && why == 0;
     if (why == EINVAL || !direct)
         why = probe_read(l, false);
     if (why != 0) {
@@ -727,9 +651,9 @@ static enum err_code try_pread(struct loader *l, bool direct, const char *becaus
         errno = why;
         return err_set_errno(e, ERR_IO, "cannot read %s", l->opt.probe_path);
     }
-    const char *mode = l->direct ? "direct"
-                       : direct  ? "buffered: the file system refuses direct reads"
-                                 : "buffered";
+    const char *mode = l->files.direct ? "direct"
+                       : direct        ? "buffered: the file system refuses direct reads"
+                                       : "buffered";
     set_text(l, 0, "%u preads (%s%s%s)", l->io->depth, mode, because[0] != '\0' ? "; " : "",
              because);
     return ERR_OK;
@@ -741,8 +665,9 @@ static enum err_code choose(struct loader *l, struct err *e)
     if (l->opt.kind == MEMTIER_LOADER_PREAD || l->opt.kind == MEMTIER_LOADER_BUFFERED)
         return try_pread(l, l->opt.kind == MEMTIER_LOADER_PREAD, "", e);
     if (try_uring(l, &why) == ERR_OK) {
-        /* Buffered reads through io_uring are handed to kernel threads anyway: no better than ours. */
-        if (l->direct || l->opt.kind == MEMTIER_LOADER_URING)
+        /* Buffered reads through io_uring are handed to kernel threads anyway: no better than ours.
+         */
+        if (l->files.direct || l->opt.kind == MEMTIER_LOADER_URING)
             return ERR_OK;
         l->io->ops->close(l->io);
         l->io = NULL;
@@ -775,7 +700,7 @@ static void run(struct loader *l)
         take_urgent(l);
         take_due(l, clock_ns());
         issue(l);
-        bool more = check_piece(l) || l->copying || register_one(l);
+        bool more = check_piece(l) || l->copying || l->raw_bytes >= RAW_BYTES || register_one(l);
         /* Only now: issuing may itself have sent a job to wait for its next attempt. */
         complete(l, l->io->ops->wait(l->io, more ? 0 : due_in(l, clock_ns())));
     }
@@ -796,6 +721,7 @@ static void *loader_run(void *arg)
     l->start_rc = choose(l, &l->start_err);
     if (l->start_rc == ERR_OK) {
         init_reads(l);
+        l->files.io = l->io;
         l->hash = XXH3_createState();
         if (l->hash == NULL)
             abort(); /* as base/ does: no memory at start */
@@ -805,10 +731,7 @@ static void *loader_run(void *arg)
     if (rc != ERR_OK)
         return NULL;
     run(l);
-    for (size_t i = 0; i < FILES_OPEN_MAX; i++) {
-        if (l->open_files[i] != NULL)
-            close_file(l, l->open_files[i]);
-    }
+    load_files_close(&l->files);
     l->io->ops->close(l->io);
     free(l->reads);
     (void)XXH3_freeState(l->hash);

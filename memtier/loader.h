@@ -1,9 +1,9 @@
 /* Private to memtier/: the loader thread and its two ways to read.
  *
- * The engine hands a `struct load_job` over through a ring and gets it back through another; between
- * the two the job belongs to the loader, except for the two atomic wishes. Jobs are *begun* in the
- * order they came in (copies are finished in that order too), which is what lets a demotion and the
- * load that overwrites its source be queued one behind the other. */
+ * The engine hands a `struct load_job` over through a ring and gets it back through another;
+ * between the two the job belongs to the loader, except for the two atomic wishes. Jobs are *begun*
+ * in the order they came in (copies are finished in that order too), which is what lets a demotion
+ * and the load that overwrites its source be queued one behind the other. */
 #ifndef SWITCHYARD_MEMTIER_LOADER_H
 #define SWITCHYARD_MEMTIER_LOADER_H
 
@@ -46,10 +46,10 @@ struct io_options {
     unsigned depth;
     uint32_t files, buffers; /* sizes of the registration tables, 0 = none */
 };
-enum err_code io_open_uring(const struct io_options *opt, struct io **ret, struct err *e)
-    BASE_NODISCARD;
-enum err_code io_open_pread(const struct io_options *opt, struct io **ret, struct err *e)
-    BASE_NODISCARD;
+enum err_code io_open_uring(const struct io_options *opt, struct io **ret,
+                            struct err *e) BASE_NODISCARD;
+enum err_code io_open_pread(const struct io_options *opt, struct io **ret,
+                            struct err *e) BASE_NODISCARD;
 
 /* ==== the loader ==== */
 
@@ -63,6 +63,17 @@ struct load_file {
     uint64_t used_at;
     bool reopen, registered, direct, direct_refused;
 };
+
+#define LOAD_FILES_MAX 256
+struct load_files {
+    struct io *io;
+    bool direct; /* open with O_DIRECT unless a file refuses it */
+    struct load_file *open[LOAD_FILES_MAX];
+    uint64_t ticks; /* of use */
+};
+/* Open, long enough and registered; else an errno and what to say before it. */
+int load_file_ready(struct load_files *t, struct load_file *f, const char **ret_text);
+void load_files_close(struct load_files *t); /* no read may be in flight */
 
 enum job_kind {
     JOB_READ,   /* file -> dst */
@@ -124,12 +135,13 @@ struct loader_options {
     void *fault_ctx;
 };
 struct loader;
-enum err_code loader_open(const struct loader_options *opt, struct loader **ret, struct err *e)
-    BASE_NODISCARD;
+enum err_code loader_open(const struct loader_options *opt, struct loader **ret,
+                          struct err *e) BASE_NODISCARD;
 void loader_close(struct loader **l); /* cancels what is out; those jobs are not handed back */
 const char *loader_text(const struct loader *l);
 struct ring *loader_wake_ring(struct loader *l);
-/* Engine side. `submit` with at most jobs_max out cannot fail. `next` gives a finished job or NULL. */
+/* Engine side. `submit` with at most jobs_max out cannot fail. `next` gives a finished job or NULL.
+ */
 void loader_submit(struct loader *l, struct load_job *job);
 void loader_wake(struct loader *l); /* after setting a wish */
 /* False, without a system call, while nothing was answered since the last call; true clears the

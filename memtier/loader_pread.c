@@ -1,5 +1,6 @@
 /* Reads through a few threads that each do one pread at a time: what works where io_uring is
- * forbidden. Whether the reads are direct or buffered is decided by how the loader opened the file. */
+ * forbidden. Whether the reads are direct or buffered is decided by how the loader opened the file.
+ */
 #include "memtier/loader.h"
 
 #include <errno.h>
@@ -16,7 +17,8 @@ struct preads {
     struct ring *done;
     unsigned threads_count;
     pthread_t threads[THREADS_MAX];
-    /* Guards the queue below. A condition rather than a ring: the readers sleep most of their life. */
+    /* Guards the queue below. A condition rather than a ring: the readers sleep most of their life.
+     */
     pthread_mutex_t mutex;
     pthread_cond_t more;
     struct io_read *head, *tail;

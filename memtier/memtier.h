@@ -1,6 +1,7 @@
-/* memtier/: the three-tier memory. The store on disk (`nvme`), an optional second RAM pool (`ddr`) and
- * the RAM pool kernels read (`hbm`), each with a hard byte budget. The unit is the segment: immutable,
- * content-addressed bytes. Rules that every caller relies on are in memtier/README.md. */
+/* memtier/: the three-tier memory. The store on disk (`nvme`), an optional second RAM pool (`ddr`)
+ * and the RAM pool kernels read (`hbm`), each with a hard byte budget. The unit is the segment:
+ * immutable, content-addressed bytes. Rules that every caller relies on are in memtier/README.md.
+ */
 #ifndef SWITCHYARD_MEMTIER_H
 #define SWITCHYARD_MEMTIER_H
 
@@ -35,7 +36,8 @@ enum memtier_access {
 enum err_code memtier_store_open(const char *dir, enum memtier_access access,
                                  struct memtier_store **ret, struct err *e) BASE_NODISCARD;
 void memtier_store_close(struct memtier_store **s);
-/* READ: take in what writers committed since open; object pointers become invalid. Others: no-op. */
+/* READ: take in what writers committed since open; pointers to objects become invalid. Others hold
+ * the lock and know already: nothing happens. */
 enum err_code memtier_store_refresh(struct memtier_store *s, struct err *e) BASE_NODISCARD;
 const char *memtier_store_path(const struct memtier_store *s);
 uint64_t memtier_store_bytes(const struct memtier_store *s); /* of data files */
@@ -61,24 +63,27 @@ size_t memtier_store_objects(const struct memtier_store *s);
 const struct memtier_object *memtier_store_object_at(const struct memtier_store *s, size_t idx);
 const struct memtier_object *memtier_store_find(const struct memtier_store *s, const char *name);
 
-/* Write one object: begin, segments in load order, commit (or abort). A segment whose hash the store
- * already has is not written again. Nothing is visible before commit; a crash leaves only bytes that
- * gc reclaims. ERR_IO names the file; a full disk is refused before and while writing. */
+/* Write one object: begin, segments in load order, commit (or abort). A segment whose hash the
+ * store already has is not written again. Nothing is visible before commit; a crash leaves only
+ * bytes that gc reclaims. ERR_IO names the file; a full disk is refused before and while writing.
+ * A commit ends the writer (*w = NULL) whether it succeeds or not. Where a file size limit is set
+ * the process must ignore SIGXFSZ. */
 struct memtier_writer;
-enum err_code memtier_writer_open(struct memtier_store *s, const char *object, uint64_t bytes_expected,
-                                  struct memtier_writer **ret, struct err *e) BASE_NODISCARD;
+enum err_code memtier_writer_open(struct memtier_store *s, const char *object,
+                                  uint64_t bytes_expected, struct memtier_writer **ret,
+                                  struct err *e) BASE_NODISCARD;
 enum err_code memtier_writer_add(struct memtier_writer *w, enum memtier_kind kind, const void *data,
                                  size_t bytes, bool *ret_shared, struct err *e) BASE_NODISCARD;
 enum err_code memtier_writer_commit(struct memtier_writer **w, const void *meta, size_t meta_bytes,
                                     struct err *e) BASE_NODISCARD;
 void memtier_writer_abort(struct memtier_writer **w);
 
-enum err_code memtier_store_remove(struct memtier_store *s, const char *object, struct err *e)
-    BASE_NODISCARD;
+enum err_code memtier_store_remove(struct memtier_store *s, const char *object,
+                                   struct err *e) BASE_NODISCARD;
 /* Read one segment's payload (bytes from segment_info) with plain reads and check its hash; for
  * import, export, merge and verify, not for serving. */
-enum err_code memtier_store_read(struct memtier_store *s, struct hash128 hash, void *dst, size_t bytes,
-                                 struct err *e) BASE_NODISCARD;
+enum err_code memtier_store_read(struct memtier_store *s, struct hash128 hash, void *dst,
+                                 size_t bytes, struct err *e) BASE_NODISCARD;
 struct memtier_verify_report {
     uint64_t segments, bytes, bad;
     char first_bad[200];
@@ -88,15 +93,19 @@ enum err_code memtier_store_verify(struct memtier_store *s, const struct progres
 struct memtier_gc_report {
     uint64_t files_removed, bytes_removed;
 };
-enum err_code memtier_store_gc(struct memtier_store *s, struct memtier_gc_report *ret, struct err *e)
-    BASE_NODISCARD;
+enum err_code memtier_store_gc(struct memtier_store *s, struct memtier_gc_report *ret,
+                               struct err *e) BASE_NODISCARD;
 
 /* ==== The tiers: residency on the serving side =================================================
  * All functions are for the engine thread unless they say otherwise; the loader has its own. */
 struct memtier;
 
-enum memtier_loader { MEMTIER_LOADER_AUTO, MEMTIER_LOADER_URING, MEMTIER_LOADER_PREAD,
-                      MEMTIER_LOADER_BUFFERED };
+enum memtier_loader {
+    MEMTIER_LOADER_AUTO,
+    MEMTIER_LOADER_URING,
+    MEMTIER_LOADER_PREAD,
+    MEMTIER_LOADER_BUFFERED
+};
 enum memtier_verify { MEMTIER_VERIFY_ALWAYS, MEMTIER_VERIFY_FIRST, MEMTIER_VERIFY_NEVER };
 
 struct memtier_options {
@@ -104,14 +113,17 @@ struct memtier_options {
     enum memtier_loader loader;
     enum memtier_verify verify;
     const char *policy; /* "lru", "gdsf"; NULL = "lru" */
-    /* Fault injection for tests: called before each read; nonzero errno = the read fails with it. */
+    /* Fault injection for tests: called on the loader thread before each read; a nonzero errno
+     * makes the read fail with it. */
     int (*fault)(void *ctx, uint64_t file_offset, size_t bytes);
     void *fault_ctx;
 };
 enum err_code memtier_open(const struct memtier_options *opt, struct memtier_store *store,
                            struct memtier **ret, struct err *e) BASE_NODISCARD;
 void memtier_close(struct memtier **m);
-/* Which loader runs and why not a better one, e.g. "io_uring (plain buffers: RLIMIT_MEMLOCK ...)". */
+/* Which loader runs and why not a better one, e.g. "io_uring (direct, plain buffers: RLIMIT_MEMLOCK
+ * is 8.0 MiB ... cure: LimitMEMLOCK=infinity ...)". May change once, when registering fails later.
+ */
 const char *memtier_loader_text(const struct memtier *m);
 
 /* Every segment of the store gets an index at open; UINT32_MAX = unknown hash. */
@@ -123,17 +135,19 @@ uint64_t memtier_segment_bytes(const struct memtier *m, uint32_t seg);
  * serves all waiters. ERR_BUSY: does not fit beside what is pinned now; ERR_NO_MEMORY: can never
  * fit beside what is held, with the numbers. Evicts unpinned, unheld segments by policy. */
 struct memtier_lease;
-enum err_code memtier_reserve(struct memtier *m, const uint32_t *segs, size_t count, uint64_t now_ns,
-                              struct memtier_lease **ret, struct err *e) BASE_NODISCARD;
+enum err_code memtier_reserve(struct memtier *m, const uint32_t *segs, size_t count,
+                              uint64_t now_ns, struct memtier_lease **ret,
+                              struct err *e) BASE_NODISCARD;
 /* Leading segments of the lease's list that are resident. */
 size_t memtier_lease_ready(const struct memtier_lease *l);
 /* False + the cause if one of its loads failed for good. */
 bool memtier_lease_ok(const struct memtier_lease *l, struct err *e);
 uint64_t memtier_lease_load_bytes(const struct memtier_lease *l); /* not resident when reserved */
 uint64_t memtier_lease_ready_ns(const struct memtier_lease *l);   /* clock_ns of the last arrival */
-enum memtier_tier memtier_lease_origin(const struct memtier_lease *l); /* farthest tier it came from */
-void memtier_release(struct memtier *m, struct memtier_lease **l); /* unfinished loads nobody else
-                                                                      waits for are cancelled */
+/* The farthest tier anything in it came from. */
+enum memtier_tier memtier_lease_origin(const struct memtier_lease *l);
+/* Unfinished loads that nobody else waits for are cancelled. */
+void memtier_release(struct memtier *m, struct memtier_lease **l);
 /* Address of a pinned, resident segment; valid while a lease pins it. 64-byte aligned. */
 const void *memtier_ptr(const struct memtier *m, uint32_t seg);
 enum memtier_tier memtier_where(const struct memtier *m, uint32_t seg);
@@ -142,20 +156,21 @@ enum memtier_tier memtier_where(const struct memtier *m, uint32_t seg);
 void memtier_hold(struct memtier *m, uint32_t seg);
 void memtier_unhold(struct memtier *m, uint32_t seg);
 
-/* Mutable memory from the same budget: KV pages. NULL = does not fit even after evicting what may be
- * evicted. `memtier_page_room` says how many more of `bytes` each could be given now. */
+/* Mutable memory from the same budget: KV pages. NULL = does not fit even after evicting what may
+ * be evicted. `memtier_page_room` says how many more of `bytes` each could be given now. */
 void *memtier_page_alloc(struct memtier *m, size_t bytes);
 void memtier_page_free(struct memtier *m, void *page, size_t bytes);
 size_t memtier_page_room(const struct memtier *m, size_t bytes);
-uint64_t memtier_room(const struct memtier *m);     /* bytes neither pinned, held nor KV pages */
+uint64_t memtier_room(const struct memtier *m); /* bytes neither pinned, held nor KV pages */
 
 /* ---- what the caller may tell, so that better things stay or come early ---- */
 
 /* Take in segments that were committed to the store since open (or moved by a repair). Indices of
  * known segments do not change. */
 enum err_code memtier_refresh(struct memtier *m, struct err *e) BASE_NODISCARD;
-/* Requests that are already routed will need the segment: `change` is +1 when one is queued, -1 when
- * it has its lease or is gone. The policy evicts such a segment only when nothing else is left. */
+/* Requests that are already routed will need the segment: `change` is +1 when one is queued, -1
+ * when it has its lease or is gone. The policy evicts such a segment only when nothing else is
+ * left. */
 void memtier_demand(struct memtier *m, uint32_t seg, int change);
 /* Load what is absent, in order, into free space only and behind every demand load; needs no
  * release, may be evicted like anything else, and gives way when a reservation needs the room. Does
@@ -165,11 +180,11 @@ void memtier_prefetch_cancel(struct memtier *m); /* those still loading that nob
 /* Between steps: move unpinned segments together at the bottom. Returns bytes moved; stops after
  * about `bytes_max`. Not needed for correctness: a reservation does it when it must. */
 uint64_t memtier_compact(struct memtier *m, uint64_t bytes_max);
-/* Change the budget. Growing is at once; shrinking evicts now what it may and the rest as leases and
- * pages are given back (stats: hbm_used against hbm_budget). ERR_NO_MEMORY: beyond what the machine
- * has, or less than what is held. */
-enum err_code memtier_set_budget(struct memtier *m, uint64_t hbm_bytes, struct err *e)
-    BASE_NODISCARD;
+/* Change the budget. Growing is at once; shrinking evicts now what it may and the rest as leases
+ * and pages are given back (stats: hbm_used against hbm_budget). ERR_NO_MEMORY: beyond what the
+ * machine has, or less than what is held. */
+enum err_code memtier_set_budget(struct memtier *m, uint64_t hbm_bytes,
+                                 struct err *e) BASE_NODISCARD;
 /* Why the last load of the segment failed; false if it did not, or a later one succeeded. */
 bool memtier_failure(const struct memtier *m, uint32_t seg, struct err *e);
 /* Recent bytes/s of the loader while busy; 0 = nothing measured yet. Any thread. */
@@ -187,9 +202,9 @@ struct memtier_stats {
     uint64_t hits, misses;               /* segments of reservations found / not found in hbm */
     uint64_t loads, load_bytes, load_ns; /* nvme -> hbm; ns = sum over busy time of the loader */
     uint64_t evictions, evicted_bytes, cancelled, failed, waiters, segments_resident;
-    struct hist load_hist;               /* per segment, submit to resident */
-    uint64_t load_retries, load_cpu_ns;  /* CPU time of the loader thread */
-    double load_rate;                    /* bytes/s while busy, recent; 0 = not measured */
+    struct hist load_hist;              /* per segment, submit to resident */
+    uint64_t load_retries, load_cpu_ns; /* CPU time of the loader thread */
+    double load_rate;                   /* bytes/s while busy, recent; 0 = not measured */
     uint64_t demotions, promotions, copy_bytes, copy_ns; /* hbm -> ddr, ddr -> hbm */
     uint64_t prefetched, prefetch_used, prefetch_wasted; /* segments */
     uint64_t pages;                                      /* KV pages given out now */
@@ -198,5 +213,27 @@ struct memtier_stats {
     uint64_t jobs_out; /* loads and copies the loader has now */
 };
 void memtier_stats(const struct memtier *m, struct memtier_stats *ret); /* any thread (locks) */
+
+/* ==== Policies alone: pure functions ===========================================================
+ * The same code that decides in the daemon, for whoever replays it on virtual time. Any thread. */
+
+/* All that a policy sees of a segment. */
+struct policy_view {
+    uint64_t bytes;
+    enum memtier_kind kind;
+    uint64_t idle_uses; /* reservations since it was last in one */
+    uint64_t idle_ns;   /* since its last reservation */
+    double uses;        /* reservations it was in, decayed: halved every POLICY_HALF_LIFE of them */
+    double load_seconds;  /* to read it back, by the measured rate */
+    uint64_t resident_ns; /* since it arrived */
+    uint32_t queued;      /* requests already routed that will need it */
+};
+struct policy;
+const struct policy *policy_find(const char *name); /* NULL = unknown */
+/* The cost of evicting the segment under the policy and the rules that hold under every policy:
+ * queued demand and minimum residency. */
+double policy_cost(const struct policy *p, const struct policy_view *v);
+/* The decayed count after `idle_uses` reservations without it. */
+double policy_decay(double uses, uint64_t idle_uses);
 
 #endif

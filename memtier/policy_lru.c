@@ -1,6 +1,6 @@
-/* Least recently used, and what all policies share. Recency is counted in reservations: the order is
- * the same as by time, and a fake or a coarse clock cannot make two uses look simultaneous. The worth
- * 1/age lets windows of several segments be compared by their sum. */
+/* Least recently used, and what all policies share. Recency is counted in reservations: the order
+ * is the same as by time, and a fake or a coarse clock cannot make two uses look simultaneous. The
+ * worth 1/age lets windows of several segments be compared by their sum. */
 #include "memtier/policy.h"
 
 #include <math.h>

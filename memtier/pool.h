@@ -31,7 +31,7 @@ void extents_done(struct extents *x);
 /* First granule of the lowest / highest free run of `count`, or POOL_NONE. */
 uint32_t extents_find_low(const struct extents *x, uint32_t count);
 uint32_t extents_find_high(const struct extents *x, uint32_t count); /* quiet ones only */
-uint32_t extents_largest(const struct extents *x); /* longest free run */
+uint32_t extents_largest(const struct extents *x);                   /* longest free run */
 void extents_take(struct extents *x, uint32_t first, uint32_t count, uint32_t owner);
 void extents_give(struct extents *x, uint32_t first);
 void extents_quiet(struct extents *x, uint32_t first, uint32_t count, bool quiet);
@@ -51,7 +51,8 @@ struct pool {
     size_t usable_bytes; /* readable and writable from base */
     struct extents extents;
     uint32_t slabs;
-    _Atomic unsigned char *slab_state; /* [slabs], enum slab_state; written by the populating thread */
+    _Atomic unsigned char
+        *slab_state; /* [slabs], enum slab_state; written by the populating thread */
     pthread_t thread;
     bool thread_runs;
     _Atomic bool stop;
@@ -61,7 +62,7 @@ struct pool {
 enum err_code pool_open(struct pool *p, uint64_t bytes, uint64_t reserve_bytes, const char *key,
                         struct err *e) BASE_NODISCARD;
 void pool_close(struct pool *p);
-/* Fault the memory in with a thread of low priority. Without it, first use does. */
+/* Fault the memory in with a thread of its own. Without it, first use does. */
 void pool_populate(struct pool *p, struct ring *wake);
 void pool_populate_stop(struct pool *p);
 /* Change the budget, within the address space reserved at open. Not while populating. */
@@ -94,7 +95,8 @@ struct place {
 void place_done(struct place *p);
 void place_push(struct place *p, uint32_t first, uint32_t count, uint32_t owner, double cost);
 /* Room for `count` granules at the least cost; ties go to the lowest address, or the highest if
- * `from_top`. Its victims are appended, and the blocks updated as if it were done. POOL_NONE = no. */
+ * `from_top`. Its victims are appended, and the blocks updated as if it were done. POOL_NONE = no.
+ */
 uint32_t place_one(struct place *p, uint32_t count, bool from_top);
 
 #endif

@@ -8,12 +8,13 @@
 #include <string.h>
 
 /* Which state may follow which. RESIDENT -> ABSENT is an eviction; everything that leaves LOADING
- * does so because the loader gave the job back, except that a job not yet handed over is dropped. */
+ * does so because the loader gave the job back, except that a job not yet handed over is dropped.
+ */
 static const bool legal[SEG_STATES][SEG_STATES] = {
     [SEG_ABSENT] = {[SEG_LOADING] = true},
     [SEG_LOADING] = {[SEG_RESIDENT] = true, [SEG_CANCELLING] = true, [SEG_FAILED] = true},
-    [SEG_CANCELLING] = {[SEG_LOADING] = true, [SEG_RESIDENT] = true, [SEG_ABSENT] = true,
-                        [SEG_FAILED] = true},
+    [SEG_CANCELLING] =
+        {[SEG_LOADING] = true, [SEG_RESIDENT] = true, [SEG_ABSENT] = true, [SEG_FAILED] = true},
     [SEG_RESIDENT] = {[SEG_ABSENT] = true},
     [SEG_FAILED] = {[SEG_LOADING] = true},
 };
@@ -488,7 +489,8 @@ void memtier_release(struct memtier *m, struct memtier_lease **lp)
 
 size_t memtier_lease_ready(const struct memtier_lease *l)
 {
-    struct memtier_lease *own = (struct memtier_lease *)l; /* a remembered position, no visible state */
+    struct memtier_lease *own =
+        (struct memtier_lease *)l; /* a remembered position, no visible state */
     while (own->ready < own->count && l->m->segs[l->segs[own->ready]]->state == SEG_RESIDENT)
         own->ready++;
     return own->ready;

@@ -35,9 +35,9 @@ struct seg {
     uint32_t at, ddr_at; /* first granule; valid while the state says there is a copy */
     uint32_t pins;       /* leases that contain it, loading or not */
     uint32_t holds, queued;
-    bool submitted;  /* the load job is out to the loader */
-    bool verified;   /* its hash was checked once in this process */
-    bool prefetched; /* came by prefetch and was not used yet */
+    bool submitted;         /* the load job is out to the loader */
+    bool verified;          /* its hash was checked once in this process */
+    bool prefetched;        /* came by prefetch and was not used yet */
     enum memtier_tier from; /* of the current or last load */
     uint64_t mark;          /* stamp of the last reservation or lease walk that saw it */
     uint64_t failed_at;     /* value of tiers.fail_serial when it failed */

@@ -50,8 +50,8 @@ static void ddr_drop(struct memtier *m, struct seg *s)
 
 static bool ddr_busy(const struct seg *s)
 {
-    bool promoting = (s->state == SEG_LOADING || s->state == SEG_CANCELLING) &&
-                     s->from == MEMTIER_DDR;
+    bool promoting =
+        (s->state == SEG_LOADING || s->state == SEG_CANCELLING) && s->from == MEMTIER_DDR;
     return s->ddr == DDR_COPYING || promoting;
 }
 
@@ -87,8 +87,8 @@ static uint32_t ddr_make_room(struct memtier *m, const struct seg *s)
     return at;
 }
 
-/* Queue the copy. The source granules are free already, but until the copy is done only loads, which
- * queue behind it, may be put there: `quiet` says so to everybody else. */
+/* Queue the copy. The source granules are free already, but until the copy is done only loads,
+ * which queue behind it, may be put there: `quiet` says so to everybody else. */
 static void start_demotion(struct memtier *m, struct seg *s)
 {
     if (m->ddr.base == NULL || s->ddr != DDR_NONE || m->jobs_out >= JOBS_MAX)
@@ -138,8 +138,8 @@ void seg_evict(struct memtier *m, struct seg *s, bool demote)
 
 /* ---- planning ---- */
 
-/* After a shrink there may be blocks above the limit that count but leave free granules below it: the
- * budget is the bytes, wherever they are. */
+/* After a shrink there may be blocks above the limit that count but leave free granules below it:
+ * the budget is the bytes, wherever they are. */
 static bool budget_allows(const struct memtier *m, uint64_t need, uint64_t freed)
 {
     return (uint64_t)m->hbm.extents.used + need <= (uint64_t)m->hbm.extents.limit + freed;
@@ -332,8 +332,7 @@ static struct candidate *list_candidates(const struct memtier *m, size_t *ret_co
     uint32_t count, owner;
     for (uint32_t g = 0; g < x->limit; g += count) {
         count = extents_next(x, g, &owner);
-        if (count > 0 && owner != POOL_NONE && owner != OWNER_PAGE &&
-            seg_evictable(m->segs[owner]))
+        if (count > 0 && owner != POOL_NONE && owner != OWNER_PAGE && seg_evictable(m->segs[owner]))
             c[n++] = (struct candidate){seg_cost(m, m->segs[owner]) / count, owner};
         count = BASE_MAX(count, 1u);
     }

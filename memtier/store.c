@@ -25,8 +25,8 @@ const char *memtier_tier_name(enum memtier_tier t)
 
 const char *memtier_kind_name(enum memtier_kind k)
 {
-    static const char *const names[MEMTIER_KINDS] = {"layer", "rows", "norm",
-                                                     "adapter", "kv", "other"};
+    static const char *const names[MEMTIER_KINDS] = {"layer",   "rows", "norm",
+                                                     "adapter", "kv",   "other"};
     return (unsigned)k < MEMTIER_KINDS ? names[k] : "?";
 }
 
@@ -67,10 +67,11 @@ static enum err_code lock_acquire(struct memtier_store *s, struct err *e)
         if (errno == EWOULDBLOCK)
             rc = lock_refuse(s, e);
         else
-            rc = err_set_errno(e, ERR_IO, "cannot lock %s (does its file system know flock?)",
-                               path);
+            rc =
+                err_set_errno(e, ERR_IO, "cannot lock %s (does its file system know flock?)", path);
     } else {
-        /* Only for people: who holds it. The lock itself is the kernel's and dies with the holder. */
+        /* Only for people: who holds it. The lock itself is the kernel's and dies with the holder.
+         */
         char text[64];
         int len = snprintf(text, sizeof(text), "%ld %s\n", (long)getpid(),
                            s->access == MEMTIER_SERVE ? "serve" : "write");

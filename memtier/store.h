@@ -5,9 +5,9 @@
  *   index           the index, padded to MEMTIER_ALIGN; always replaced as a whole
  *   data/<id>-<object>.seg   segments in load order, each padded to MEMTIER_ALIGN
  *
- * The index in memory is one immutable value, `struct store_index`. A change builds a new value from
- * the old one, writes it, and only then swaps the pointer, so a failed write leaves memory and disk
- * as they were. */
+ * The index in memory is one immutable value, `struct store_index`. A change builds a new value
+ * from the old one, writes it, and only then swaps the pointer, so a failed write leaves memory and
+ * disk as they were. */
 #ifndef SWITCHYARD_MEMTIER_STORE_H
 #define SWITCHYARD_MEMTIER_STORE_H
 
@@ -15,8 +15,8 @@
 
 #define STORE_VERSION 1
 #define STORE_NONE UINT32_MAX
-#define STORE_NAME_MAX 255             /* bytes of an object's name */
-#define STORE_META_INLINE 16384        /* larger descriptions become a segment of their own */
+#define STORE_NAME_MAX 255      /* bytes of an object's name */
+#define STORE_META_INLINE 16384 /* larger descriptions become a segment of their own */
 #define STORE_META_MAX ((uint64_t)1 << 30)
 #define STORE_INDEX_MAX ((size_t)1 << 31)
 #define STORE_SEGMENTS_MAX (16u << 20) /* limits of one index */
@@ -35,7 +35,8 @@ struct store_segment {
     uint32_t refs; /* objects that name it; derived, not on disk */
 };
 
-/* A description, shared by the index values that contain the object. Guarded by the store's user. */
+/* A description, shared by the index values that contain the object. Guarded by the store's user.
+ */
 struct store_meta {
     size_t refs, bytes;
     unsigned char data[];
@@ -105,8 +106,8 @@ struct store_meta *store_meta_new(const void *data, size_t bytes);
 /* ---- store.c ---- */
 char *store_data_path(const struct memtier_store *s, const char *file_name);
 /* Write `x` to disk; on success it becomes the store's index, on failure it is freed. */
-enum err_code store_publish(struct memtier_store *s, struct store_index *x, struct err *e)
-    BASE_NODISCARD;
+enum err_code store_publish(struct memtier_store *s, struct store_index *x,
+                            struct err *e) BASE_NODISCARD;
 enum err_code store_check_writable(const struct memtier_store *s, struct err *e) BASE_NODISCARD;
 /* Read and check the payload of a segment of index `x` into dst[info.bytes]. */
 enum err_code store_read_segment(const struct memtier_store *s, const struct store_index *x,
@@ -116,7 +117,7 @@ bool store_segment_present(const struct memtier_store *s, const struct store_seg
 
 /* ---- store_write.c ---- */
 /* Remove data files the index does not name and left-over temporary files. */
-enum err_code store_remove_orphans(struct memtier_store *s, uint64_t *ret_files, uint64_t *ret_bytes,
-                                   struct err *e) BASE_NODISCARD;
+enum err_code store_remove_orphans(struct memtier_store *s, uint64_t *ret_files,
+                                   uint64_t *ret_bytes, struct err *e) BASE_NODISCARD;
 
 #endif

@@ -1,16 +1,13 @@
 /* The store's index as a value, and as bytes on disk.
  *
- * On disk (little endian, no padding between fields, the whole padded with zeros to MEMTIER_ALIGN so
- * that the file also serves as the direct-I/O probe of the loader):
- *   header  magic[8] version:u32 header_bytes:u32 body_bytes:u64 hash:2*u64 generation:u64
- *           files:u32 segments:u32 objects:u32 next_file_id:u32
- *   files   id:u32 bytes:u64 name_len:u16 name
- *   segments  hash:2*u64 bytes:u64 offset:u64 file_idx:u32 kind:u32
- *   objects   name_len:u16 name meta_bytes:u64 meta_segment:u32 [meta if inline]
- *             segments_count:u32 segment_idx:u32[]
- * The hash is XXH3-128 over header (with the hash as zeros) and body. It is checked before anything
- * else is believed; every count and offset is checked all the same, because a hash does not say who
- * wrote the file. */
+ * On disk (little endian, no padding between fields, the whole padded with zeros to MEMTIER_ALIGN
+ * so that the file also serves as the direct-I/O probe of the loader): header  magic[8] version:u32
+ * header_bytes:u32 body_bytes:u64 hash:2*u64 generation:u64 files:u32 segments:u32 objects:u32
+ * next_file_id:u32 files   id:u32 bytes:u64 name_len:u16 name segments  hash:2*u64 bytes:u64
+ * offset:u64 file_idx:u32 kind:u32 objects   name_len:u16 name meta_bytes:u64 meta_segment:u32
+ * [meta if inline] segments_count:u32 segment_idx:u32[] The hash is XXH3-128 over header (with the
+ * hash as zeros) and body. It is checked before anything else is believed; every count and offset
+ * is checked all the same, because a hash does not say who wrote the file. */
 #include "memtier/store.h"
 
 #include <assert.h>
@@ -396,8 +393,8 @@ static void parse_segments(struct reader *r, struct store_index *x, size_t count
         s.file_idx = (uint32_t)get(r, 4);
         uint64_t kind = get(r, 4);
         s.info.kind = (enum memtier_kind)kind;
-        if (r->torn || kind >= MEMTIER_KINDS || s.file_idx >= x->files_count ||
-            s.info.bytes == 0 || s.info.bytes > INT64_MAX / 2 || s.offset % MEMTIER_ALIGN != 0 ||
+        if (r->torn || kind >= MEMTIER_KINDS || s.file_idx >= x->files_count || s.info.bytes == 0 ||
+            s.info.bytes > INT64_MAX / 2 || s.offset % MEMTIER_ALIGN != 0 ||
             s.offset > x->files[s.file_idx].bytes ||
             store_padded(s.info.bytes) > x->files[s.file_idx].bytes - s.offset ||
             store_index_find(x, s.info.hash) != STORE_NONE)
@@ -491,7 +488,8 @@ enum err_code store_index_parse(const void *data, size_t len, const char *path,
     x->generation = get(&r, 8);
     size_t files = (size_t)get(&r, 4), segments = (size_t)get(&r, 4), objects = (size_t)get(&r, 4);
     x->next_file_id = (uint32_t)get(&r, 4);
-    /* Every entry takes bytes of the file, so counts beyond that are nonsense before we allocate. */
+    /* Every entry takes bytes of the file, so counts beyond that are nonsense before we allocate.
+     */
     r.torn = r.torn || files > bytes / 14 || segments > BASE_MIN(bytes / 40, STORE_SEGMENTS_MAX) ||
              objects > BASE_MIN(bytes / 18, STORE_OBJECTS_MAX);
     if (!r.torn)

@@ -53,7 +53,8 @@ static enum err_code refuse_full(const struct memtier_store *s, uint64_t need, u
                    s->data_dir, size_format(need, a, sizeof(a)), size_format(have, b, sizeof(b)));
 }
 
-/* Only what cannot already be in the store counts; the exact check comes with the first new byte. */
+/* Only what cannot already be in the store counts; the exact check comes with the first new byte.
+ */
 static enum err_code check_expected(const struct memtier_store *s, uint64_t expected, struct err *e)
 {
     uint64_t have = disk_free(s), shared = memtier_store_bytes(s);
@@ -129,8 +130,8 @@ static enum err_code start_file(struct memtier_writer *w, uint64_t first_bytes, 
     w->fd = open(w->path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
     if (w->fd < 0)
         return err_set_errno(e, ERR_IO, "cannot create %s", w->path);
-    /* Contiguous extents read faster, and a disk that fills up is noticed now. Not every file system
-     * can; the size is the caller's guess, so what remains is cut off at commit. */
+    /* Contiguous extents read faster, and a disk that fills up is noticed now. Not every file
+     * system can; the size is the caller's guess, so what remains is cut off at commit. */
     if (fallocate(w->fd, FALLOC_FL_KEEP_SIZE, 0, (off_t)need) != 0 && errno == ENOSPC)
         return refuse_full(s, need, disk_free(s), e);
     return ERR_OK;
@@ -140,8 +141,7 @@ static enum err_code write_fully(struct memtier_writer *w, const char *data, uin
                                  struct err *e)
 {
     while (bytes > 0) {
-        ssize_t n =
-            pwrite(w->fd, data, (size_t)BASE_MIN(bytes, WRITE_BLOCK), (off_t)w->file_bytes);
+        ssize_t n = pwrite(w->fd, data, (size_t)BASE_MIN(bytes, WRITE_BLOCK), (off_t)w->file_bytes);
         if (n < 0 && errno == EINTR)
             continue;
         if (n < 0) {
@@ -431,8 +431,8 @@ static int span_order(const void *a, const void *b)
     return x->from < y->from ? -1 : x->from > y->from;
 }
 
-/* Give back the bytes of dropped segments inside a file that lives on. Holes read as zeros, which no
- * live segment covers; doing it again is harmless, so a crash in between loses nothing. */
+/* Give back the bytes of dropped segments inside a file that lives on. Holes read as zeros, which
+ * no live segment covers; doing it again is harmless, so a crash in between loses nothing. */
 static uint64_t punch_gaps(const struct memtier_store *s, uint32_t file_idx)
 {
     const struct store_index *x = s->index;
@@ -441,8 +441,7 @@ static uint64_t punch_gaps(const struct memtier_store *s, uint32_t file_idx)
     for (size_t i = 0; i < x->segments_count; i++) {
         const struct store_segment *seg = &x->segments[i];
         if (seg->file_idx == file_idx)
-            live[count++] =
-                (struct span){seg->offset, seg->offset + store_padded(seg->info.bytes)};
+            live[count++] = (struct span){seg->offset, seg->offset + store_padded(seg->info.bytes)};
     }
     qsort(live, count, sizeof(*live), span_order);
     live[count] = (struct span){x->files[file_idx].bytes, 0};
@@ -450,7 +449,8 @@ static uint64_t punch_gaps(const struct memtier_store *s, uint32_t file_idx)
     int fd = open(path, O_WRONLY | O_CLOEXEC);
     struct stat before = {0}, after = {0};
     uint64_t at = 0;
-    if (fd >= 0 && fstat(fd, &before) == 0 && (uint64_t)before.st_size >= x->files[file_idx].bytes) {
+    if (fd >= 0 && fstat(fd, &before) == 0 &&
+        (uint64_t)before.st_size >= x->files[file_idx].bytes) {
         for (size_t i = 0; i <= count; i++) {
             if (live[i].from > at)
                 (void)fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)at,
@@ -477,8 +477,8 @@ enum err_code memtier_store_gc(struct memtier_store *s, struct memtier_gc_report
         return rc;
     struct store_index *x = store_index_clone(s->index);
     store_index_sweep(x);
-    bool changed = x->segments_count != s->index->segments_count ||
-                   x->files_count != s->index->files_count;
+    bool changed =
+        x->segments_count != s->index->segments_count || x->files_count != s->index->files_count;
     if (changed)
         rc = store_publish(s, x, e);
     else

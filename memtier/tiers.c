@@ -11,8 +11,9 @@
 #define LEASE_SEGS_MIN 256
 /* A prefetch budget in segments: what is asked for beyond it is simply not begun. */
 #define PREFETCH_OUT_MAX 256
-#define PREFETCH_JUDGED 16 /* outcomes before precision counts; halved at 64 so that it stays recent */
-#define PREFETCH_TRIAL 16  /* while off, one call in so many is let through */
+#define PREFETCH_JUDGED                                                                            \
+    16 /* outcomes before precision counts; halved at 64 so that it stays recent */
+#define PREFETCH_TRIAL 16 /* while off, one call in so many is let through */
 
 /* ---- the table ---- */
 
@@ -70,7 +71,8 @@ static struct load_file *file_for(struct memtier *m, const struct store_file *f)
     return lf;
 }
 
-static void take_segment(struct memtier *m, const struct store_segment *from, struct load_file *file)
+static void take_segment(struct memtier *m, const struct store_segment *from,
+                         struct load_file *file)
 {
     uint32_t at = memtier_find(m, from->info.hash);
     struct seg *s = at == UINT32_MAX ? new_seg(m) : m->segs[at];
@@ -430,8 +432,8 @@ static void forget_above(struct memtier *m, uint32_t limit)
 {
     if (m->forget_out)
         return; /* cannot be: the caller waits for it */
-    m->forget = (struct load_job){
-        .kind = JOB_FORGET, .slab = (uint32_t)((uint64_t)limit * POOL_GRANULE / POOL_SLAB)};
+    m->forget = (struct load_job){.kind = JOB_FORGET,
+                                  .slab = (uint32_t)((uint64_t)limit * POOL_GRANULE / POOL_SLAB)};
     m->forget_out = true;
     m->jobs_out++;
     loader_submit(m->loader, &m->forget);
@@ -451,10 +453,9 @@ enum err_code memtier_set_budget(struct memtier *m, uint64_t hbm_bytes, struct e
     uint32_t before = m->hbm.extents.limit;
     char a[32], b[32];
     if (hbm_bytes > usable)
-        return err_set_param(e, ERR_NO_MEMORY, "tiers.hbm",
-                             "tiers.hbm cannot become %s: this process may use %s",
-                             size_format(hbm_bytes, a, sizeof(a)),
-                             size_format(usable, b, sizeof(b)));
+        return err_set_param(
+            e, ERR_NO_MEMORY, "tiers.hbm", "tiers.hbm cannot become %s: this process may use %s",
+            size_format(hbm_bytes, a, sizeof(a)), size_format(usable, b, sizeof(b)));
     if (hbm_bytes < held)
         return err_set_param(e, ERR_NO_MEMORY, "tiers.hbm",
                              "tiers.hbm cannot become %s: %s are held",

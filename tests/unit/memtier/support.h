@@ -44,8 +44,8 @@ void tiers_settle(struct memtier *m);
 /* Reserve, wait, compare every segment with its sample, release. */
 void tiers_check(struct memtier *m, const struct sample *s, size_t count, uint64_t now_ns);
 
-/* Run `fn` in a child; its exit status (0 = fine), or 128 + signal. cmocka asserts do not work there:
- * return non-zero instead. */
+/* Run `fn` in a child; its exit status (0 = fine), or 128 + signal. cmocka asserts do not work
+ * there: return non-zero instead. */
 int in_child(int (*fn)(void *arg), void *arg);
 
 #endif

@@ -1,6 +1,6 @@
-/* A writer that dies: at every single system call of a fixed script (before it, after it, and in the
- * middle of a write), and at random times. Whatever happens, the next writer finds each object as it
- * was before or after some step, nothing torn, and no file nobody names. */
+/* A writer that dies: at every single system call of a fixed script (before it, after it, and in
+ * the middle of a write), and at random times. Whatever happens, the next writer finds each object
+ * as it was before or after some step, nothing torn, and no file nobody names. */
 #include "support.h"
 
 #include <fcntl.h>
@@ -42,7 +42,8 @@ WRAPPED(int, fsync, (int fd), (fd))
 WRAPPED(int, rename, (const char *from, const char *to), (from, to))
 WRAPPED(int, unlink, (const char *path), (path))
 WRAPPED(int, close, (int fd), (fd))
-/* The C library's names with and without 64-bit offsets; which one is called is the build's choice. */
+/* The C library's names with and without 64-bit offsets; which one is called is the build's choice.
+ */
 WRAPPED(int, ftruncate, (int fd, off_t len), (fd, len))
 WRAPPED(int, ftruncate64, (int fd, off_t len), (fd, len))
 WRAPPED(int, fallocate, (int fd, int mode, off_t at, off_t len), (fd, mode, at, len))

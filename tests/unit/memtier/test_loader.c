@@ -1,4 +1,5 @@
-/* The loaders: each one forced, each reason to fall back made real, and every way a read can go wrong. */
+/* The loaders: each one forced, each reason to fall back made real, and every way a read can go
+ * wrong. */
 #include "support.h"
 
 #include "memtier/residency.h"
@@ -25,7 +26,8 @@ static struct sample samples[SEGMENTS];
 
 static _Atomic bool refuse_direct, bend_preads;
 static _Atomic unsigned preads;
-/* The C library's names with and without 64-bit offsets; which one is called is the build's choice. */
+/* The C library's names with and without 64-bit offsets; which one is called is the build's choice.
+ */
 #define BENT(open_name, pread_name)                                                                \
     int __real_##open_name(const char *path, int flags, ...);                                      \
     int __wrap_##open_name(const char *path, int flags, mode_t mode);                              \
@@ -421,7 +423,8 @@ static void damaged_files_fail_their_object_only(void **state)
     struct {
         const char *what, *text;
         int code;
-    } cases[] = {{"vanished", "No such file", 0}, {"cut", "shorter than", 0}, {"changed", "damaged", 0}};
+    } cases[] = {
+        {"vanished", "No such file", 0}, {"cut", "shorter than", 0}, {"changed", "damaged", 0}};
     for (size_t i = 0; i < 3; i++) {
         assert_int_equal(memtier_set_budget(m, 65536, &e), ERR_OK); /* everything out */
         tiers_settle(m);

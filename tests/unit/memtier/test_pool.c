@@ -126,7 +126,8 @@ static double brute_cost(const struct place_block *b, size_t n, uint32_t from, u
     double cost = 0;
     uint32_t covered = 0;
     for (size_t i = 0; i < n; i++) {
-        uint32_t lo = BASE_MAX(b[i].first, from), hi = BASE_MIN(b[i].first + b[i].count, from + count);
+        uint32_t lo = BASE_MAX(b[i].first, from),
+                 hi = BASE_MIN(b[i].first + b[i].count, from + count);
         if (lo >= hi)
             continue;
         if (b[i].cost < 0)
@@ -185,7 +186,8 @@ static void planner_finds_the_cheapest_window(void **state)
             assert_int_not_equal(got, POOL_NONE);
             double cost = brute_cost(before, before_n, got, want);
             if (cost != best)
-                fail_msg("seed %lu: cost %g at %u, best is %g", (unsigned long)seed, cost, got, best);
+                fail_msg("seed %lu: cost %g at %u, best is %g", (unsigned long)seed, cost, got,
+                         best);
             /* Exactly what it lies on was evicted, and the list still tiles the space. */
             size_t lies_on = 0;
             for (size_t i = 0; i < before_n; i++)

@@ -413,7 +413,8 @@ static void check_data(struct schedule *s, int step)
             while (s->t.seg[at] != seg)
                 at++;
             if (!sample_matches(&samples[at], memtier_ptr(s->t.m, seg)))
-                fail_msg("seed %lu step %d: segment %zu is wrong", (unsigned long)s->seed, step, at);
+                fail_msg("seed %lu step %d: segment %zu is wrong", (unsigned long)s->seed, step,
+                         at);
         }
     }
     for (int k = 0; k < 8; k++) {
@@ -431,8 +432,7 @@ static void step_reserve(struct schedule *s, int k)
     for (size_t i = 0; i < n; i++)
         s->list[k][i] = s->t.seg[(base + i + rng_below(&s->r, 3)) % SEGMENTS];
     s->len[k] = n;
-    enum err_code rc =
-        memtier_reserve(s->t.m, s->list[k], n, s->now += 1000000, &s->lease[k], &e);
+    enum err_code rc = memtier_reserve(s->t.m, s->list[k], n, s->now += 1000000, &s->lease[k], &e);
     if (rc != ERR_OK)
         s->lease[k] = NULL;
     if (rc != ERR_OK && rc != ERR_BUSY && rc != ERR_NO_MEMORY)

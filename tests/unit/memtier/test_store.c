@@ -1,6 +1,8 @@
 /* The store: round trip, sharing, overwriting, removal, gc, locks, permissions, refusals. */
 #include "support.h"
 
+#include "memtier/store.h"
+
 #include <fcntl.h>
 #include <signal.h>
 #include <stdlib.h>
@@ -407,6 +409,61 @@ static void every_flipped_or_missing_byte_of_the_index_is_refused(void **state)
     test_dir_remove(&dir);
 }
 
+/* A checksum only says that nothing was damaged: whoever computes it anew after changing bytes must
+ * be refused, or understood as a consistent index, but never crash us. */
+static void a_forged_index_is_refused_or_consistent(void **state)
+{
+    (void)state;
+    char *dir = test_dir_new(NULL), *path = test_path(dir, "index");
+    struct sample a[8];
+    struct buf good = {0};
+    struct err e = {0};
+    make_samples(a, 8, 1);
+    struct memtier_store *st = store_must_open(dir, MEMTIER_WRITE);
+    sample_write(st, "a", a, 8);
+    sample_write(st, "b", a + 1, 5);
+    memtier_store_close(&st);
+    assert_int_equal(file_read(path, 1 << 20, &good, &e), ERR_OK);
+    uint64_t body = 0;
+    memcpy(&body, good.data + 16, 8);
+    struct rng r;
+    uint64_t refused = 0, seed = 4711;
+    rng_init(&r, seed);
+    for (int round = 0; round < 20000; round++) {
+        char copy[4096];
+        assert_true(good.len == sizeof(copy));
+        memcpy(copy, good.data, sizeof(copy));
+        for (uint64_t n = 1 + rng_below(&r, 3); n > 0; n--) {
+            size_t at = 40 + rng_below(&r, 24 + body);
+            copy[at] = (char)(rng_below(&r, 2) == 0 ? (int)rng_below(&r, 256) : copy[at] + 1);
+        }
+        memset(copy + 24, 0, 16);
+        struct hash128 h = hash128_of(copy, 64 + body, 0);
+        memcpy(copy + 24, &h.lo, 8);
+        memcpy(copy + 32, &h.hi, 8);
+        struct store_index *x = NULL;
+        if (store_index_parse(copy, sizeof(copy), path, &x, &e) != ERR_OK) {
+            assert_int_equal(e.code, ERR_CORRUPT);
+            refused++;
+            continue;
+        }
+        struct buf again = {0};
+        store_index_format(x, &again);
+        assert_true(again.len >= 4096);
+        struct store_index *clone = store_index_clone(x);
+        if (clone->objects_count > 0)
+            store_index_drop_object(clone, 0);
+        store_index_sweep(clone);
+        store_index_free(clone);
+        store_index_free(x);
+        buf_done(&again);
+    }
+    assert_true(refused > 5000);
+    buf_done(&good);
+    free(path);
+    test_dir_remove(&dir);
+}
+
 /* ---- locks ---- */
 
 struct holder {
@@ -578,6 +635,7 @@ int main(void)
         cmocka_unit_test(nonsense_is_refused),
         cmocka_unit_test(verify_finds_damage_and_a_new_import_mends_loss),
         cmocka_unit_test(every_flipped_or_missing_byte_of_the_index_is_refused),
+        cmocka_unit_test(a_forged_index_is_refused_or_consistent),
         cmocka_unit_test(the_lock_names_its_holder_and_the_cure),
         cmocka_unit_test(readers_see_commits_after_refresh),
         cmocka_unit_test(a_full_disk_leaves_the_store_as_it_was),

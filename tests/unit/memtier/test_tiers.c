@@ -358,7 +358,7 @@ static unsigned replay(const struct policy *p, const size_t *trace, struct exper
         misses += !want->resident;
         while (!want->resident && used + want->bytes > pool) {
             struct expert *worst = NULL;
-            double worth = INFINITY;
+            double worth = 1e300;
             for (size_t i = 0; i < EXPERTS; i++) {
                 double c = p != NULL ? cost_of(p, &x[i], t) : -(double)x[i].next;
                 if (x[i].resident && c < worth) {
@@ -417,7 +417,10 @@ static void queued_and_fresh_segments_are_dear(void **state)
     (void)state;
     static const struct policy *const all[] = {&policy_lru, &policy_gdsf};
     for (size_t i = 0; i < BASE_COUNT(all); i++) {
-        struct policy_view old = {.bytes = 1000, .idle_uses = 100, .uses = 2, .load_seconds = 0.5,
+        struct policy_view old = {.bytes = 1000,
+                                  .idle_uses = 100,
+                                  .uses = 2,
+                                  .load_seconds = 0.5,
                                   .resident_ns = 100000000000};
         struct policy_view queued = old, fresh = old, used = old;
         queued.queued = 1;
