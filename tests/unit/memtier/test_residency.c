@@ -357,6 +357,7 @@ struct schedule {
     uint64_t seed;
     struct memtier_lease *lease[6];
     uint32_t list[6][16];
+    const void *ptr[6][16]; /* as first seen: pinned segments do not move */
     size_t len[6];
     unsigned char *page[8];
     size_t page_bytes[8];
@@ -412,7 +413,12 @@ static void check_data(struct schedule *s, int step)
             size_t at = 0;
             while (s->t.seg[at] != seg)
                 at++;
-            if (!sample_matches(&samples[at], memtier_ptr(s->t.m, seg)))
+            const void *ptr = memtier_ptr(s->t.m, seg);
+            if (s->ptr[k][i] != NULL && s->ptr[k][i] != ptr)
+                fail_msg("seed %lu step %d: pinned segment %zu moved", (unsigned long)s->seed, step,
+                         at);
+            s->ptr[k][i] = ptr;
+            if (!sample_matches(&samples[at], ptr))
                 fail_msg("seed %lu step %d: segment %zu is wrong", (unsigned long)s->seed, step,
                          at);
         }
@@ -432,6 +438,7 @@ static void step_reserve(struct schedule *s, int k)
     for (size_t i = 0; i < n; i++)
         s->list[k][i] = s->t.seg[(base + i + rng_below(&s->r, 3)) % SEGMENTS];
     s->len[k] = n;
+    memset(s->ptr[k], 0, sizeof(s->ptr[k]));
     enum err_code rc = memtier_reserve(s->t.m, s->list[k], n, s->now += 1000000, &s->lease[k], &e);
     if (rc != ERR_OK)
         s->lease[k] = NULL;
