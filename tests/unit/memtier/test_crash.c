@@ -15,6 +15,7 @@ enum death { DIE_BEFORE, DIE_AFTER, DIE_HALF, DEATHS };
 static long calls_left = -1;
 static enum death death;
 static long pwrites;
+static int dirty_fd = -1; /* has segments that no fsync covers yet */
 
 static void die(void)
 {
@@ -38,8 +39,6 @@ static bool is_last(void)
             die();                                                                                 \
         return rc;                                                                                 \
     }
-WRAPPED(int, fsync, (int fd), (fd))
-WRAPPED(int, rename, (const char *from, const char *to), (from, to))
 WRAPPED(int, unlink, (const char *path), (path))
 WRAPPED(int, close, (int fd), (fd))
 /* The C library's names with and without 64-bit offsets; which one is called is the build's choice.
@@ -48,6 +47,35 @@ WRAPPED(int, ftruncate, (int fd, off_t len), (fd, len))
 WRAPPED(int, ftruncate64, (int fd, off_t len), (fd, len))
 WRAPPED(int, fallocate, (int fd, int mode, off_t at, off_t len), (fd, mode, at, len))
 WRAPPED(int, fallocate64, (int fd, int mode, off_t at, off_t len), (fd, mode, at, len))
+
+int __real_fsync(int fd);
+int __wrap_fsync(int fd);
+int __wrap_fsync(int fd)
+{
+    bool last = is_last();
+    if (last && death == DIE_BEFORE)
+        die();
+    int rc = __real_fsync(fd);
+    dirty_fd = fd == dirty_fd ? -1 : dirty_fd;
+    if (last)
+        die();
+    return rc;
+}
+/* What a kill cannot show but a power cut would: an index on disk before the data it names. */
+int __real_rename(const char *from, const char *to);
+int __wrap_rename(const char *from, const char *to);
+int __wrap_rename(const char *from, const char *to)
+{
+    bool last = is_last();
+    if (dirty_fd >= 0)
+        abort();
+    if (last && death == DIE_BEFORE)
+        die();
+    int rc = __real_rename(from, to);
+    if (last)
+        die();
+    return rc;
+}
 
 ssize_t __real_write(int fd, const void *data, size_t len);
 ssize_t __wrap_write(int fd, const void *data, size_t len);
@@ -69,7 +97,7 @@ ssize_t __wrap_write(int fd, const void *data, size_t len)
         bool last = is_last();                                                                     \
         if (last && death == DIE_BEFORE)                                                           \
             die();                                                                                 \
-        pwrites++;                                                                                 \
+        pwrites++, dirty_fd = len > 64 ? fd : dirty_fd;                                            \
         ssize_t rc = __real_##name(fd, data, last && death == DIE_HALF ? len / 2 : len, at);       \
         if (last)                                                                                  \
             die();                                                                                 \
