@@ -1,5 +1,5 @@
-/* The record of one expert in the store: object "expert/<name>", a JSON text without segments of its own.
- * Weights are named by set, so two experts over one base cost the base once. */
+/* The record of one expert in the store: object "expert/<name>", a JSON text without segments of
+ * its own. Weights are named by set, so two experts over one base cost the base once. */
 #include "experts/set.h"
 
 #include <jansson.h>
@@ -14,8 +14,9 @@ void expert_record_close(struct expert_record **rp)
     struct expert_record *r = *rp;
     if (!r)
         return;
-    char *const owned[] = {r->name,   r->set,             r->base,   r->adapter_set, r->description,
-                           r->system, r->template_source, r->licence};
+    char *const owned[] = {
+        r->name,   r->set, r->base, r->adapter_set, r->description, r->system, r->template_source,
+        r->licence};
     for (size_t i = 0; i < BASE_COUNT(owned); i++)
         free(owned[i]);
     for (size_t i = 0; i < r->aliases_count; i++)
@@ -51,7 +52,8 @@ enum err_code expert_record_format(const struct expert_record *r, struct buf *re
     char *text = json_dumps(j, JSON_COMPACT);
     json_decref(j);
     if (!text)
-        return err_set(e, ERR_INTERNAL, "expert '%s': its record cannot be written as JSON", r->name);
+        return err_set(e, ERR_INTERNAL, "expert '%s': its record cannot be written as JSON",
+                       r->name);
     buf_puts(ret, text);
     free(text);
     return ERR_OK;
@@ -61,8 +63,8 @@ enum err_code expert_record_format(const struct expert_record *r, struct buf *re
 
 static enum err_code bad(const struct memtier_object *o, const char *what, struct err *e)
 {
-    return err_set(e, ERR_CORRUPT, "store object %s: %s; remove the expert and add it again", o->name,
-                   what);
+    return err_set(e, ERR_CORRUPT, "store object %s: %s; remove the expert and add it again",
+                   o->name, what);
 }
 
 static char *take_string(const json_t *j, const char *key)

@@ -1,5 +1,5 @@
-/* experts export: the GGUF file an expert was made from, header byte for byte and tensors unpacked. Equal
- * to the original file but for bytes no tensor owns (padding that was not zero, a tail). */
+/* experts export: the GGUF file an expert was made from, header byte for byte and tensors unpacked.
+ * Equal to the original file but for bytes no tensor owns (padding that was not zero, a tail). */
 #include "experts/gguf.h"
 #include "experts/gguf_out.h"
 #include "experts/set.h"
@@ -16,8 +16,8 @@ static int by_offset(const void *a, const void *b)
     return x->offset < y->offset ? -1 : x->offset > y->offset;
 }
 
-/* Tensors may stand in any order, and two may even share bytes: what lies behind the position of the
- * file is left out, it was written with the tensor before. */
+/* Tensors may stand in any order, and two may even share bytes: what lies behind the position of
+ * the file is left out, it was written with the tensor before. */
 static enum err_code write_tensor(struct gguf_out *out, struct set_reader *r,
                                   const struct gguf_tensor *t, uint8_t *piece, struct err *e)
 {
@@ -78,8 +78,8 @@ static enum err_code write_tensors(struct gguf_out *out, struct set_reader *r, u
     return rc;
 }
 
-static enum err_code export_set(struct set_reader *r, const char *path, const struct progress *progress,
-                                struct err *e)
+static enum err_code export_set(struct set_reader *r, const char *path,
+                                const struct progress *progress, struct err *e)
 {
     struct gguf_out out;
     const struct gguf *g = r->set->gguf;

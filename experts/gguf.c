@@ -1,6 +1,6 @@
-/* GGUF files: opening, finding the siblings of a split set, and reading tensor bytes with pread. The
- * header is read, not mapped: a file that another program cuts short while we look at it is then an
- * error and not a SIGBUS. */
+/* GGUF files: opening, finding the siblings of a split set, and reading tensor bytes with pread.
+ * The header is read, not mapped: a file that another program cuts short while we look at it is
+ * then an error and not a SIGBUS. */
 #include "experts/gguf.h"
 
 #include <errno.h>
@@ -110,7 +110,8 @@ static enum err_code open_one(const char *path, struct gguf **ret, struct err *e
     /* Non-blocking so that a FIFO of that name cannot hang us. */
     int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     if (fd < 0)
-        return err_set_errno(e, errno == ENOENT ? ERR_NOT_FOUND : ERR_IO, "cannot open '%s'", label);
+        return err_set_errno(e, errno == ENOENT ? ERR_NOT_FOUND : ERR_IO, "cannot open '%s'",
+                             label);
     struct stat st;
     enum err_code rc = ERR_OK;
     if (fstat(fd, &st) != 0)
@@ -172,8 +173,8 @@ static bool is_split_key(const struct gguf_kv *kv)
     return kv->key_len > 6 && memcmp(kv->key, "split.", 6) == 0;
 }
 
-/* One header as if the set had never been split: the first file's keys but those about splitting, all
- * tensors in order with offsets in one data section. */
+/* One header as if the set had never been split: the first file's keys but those about splitting,
+ * all tensors in order with offsets in one data section. */
 static enum err_code join_headers(struct gguf *const *part, size_t count, struct gguf **ret,
                                   struct err *e)
 {
@@ -221,15 +222,17 @@ static void adopt_files(struct gguf *g, struct gguf *const *part, size_t count)
     }
 }
 
-static enum err_code open_siblings(const char *path, struct gguf **part, uint64_t count, struct err *e)
+static enum err_code open_siblings(const char *path, struct gguf **part, uint64_t count,
+                                   struct err *e)
 {
     for (uint64_t p = 1; p < count; p++) {
         char *name = sibling_path(path, p, count);
         if (!name)
-            return err_set(e, ERR_INVALID,
-                           "%s says it is one of %llu files, but is not named ...-00001-of-%05u.gguf; "
-                           "give the files of a split model their original names",
-                           part[0]->label, (unsigned long long)count, (unsigned)count);
+            return err_set(
+                e, ERR_INVALID,
+                "%s says it is one of %llu files, but is not named ...-00001-of-%05u.gguf; "
+                "give the files of a split model their original names",
+                part[0]->label, (unsigned long long)count, (unsigned)count);
         enum err_code rc = open_one(name, &part[p], e);
         free(name);
         if (rc != ERR_OK)
@@ -240,10 +243,10 @@ static enum err_code open_siblings(const char *path, struct gguf **part, uint64_
         if (rc != ERR_OK)
             return rc;
         if (sp.count != count || sp.number != p)
-            return err_set(e, ERR_CORRUPT, "%s: says it is file %llu of %llu, expected %llu of %llu",
-                           part[p]->label, (unsigned long long)sp.number + 1,
-                           (unsigned long long)sp.count, (unsigned long long)p + 1,
-                           (unsigned long long)count);
+            return err_set(
+                e, ERR_CORRUPT, "%s: says it is file %llu of %llu, expected %llu of %llu",
+                part[p]->label, (unsigned long long)sp.number + 1, (unsigned long long)sp.count,
+                (unsigned long long)p + 1, (unsigned long long)count);
     }
     return ERR_OK;
 }
@@ -306,7 +309,8 @@ enum err_code gguf_read_range(const struct gguf *g, const struct gguf_tensor *t,
                               size_t len, void *dst, struct err *e)
 {
     if (!g->files)
-        return err_set(e, ERR_INTERNAL, "%s: the tensors of a parsed header have no file", g->label);
+        return err_set(e, ERR_INTERNAL, "%s: the tensors of a parsed header have no file",
+                       g->label);
     const struct gguf_file *f = &g->files[t->split_idx];
     enum err_code rc = read_at(f->fd, dst, len, f->data_offset + t->offset + from, g->label, e);
     return rc == ERR_OK ? ERR_OK : err_wrap(e, "tensor '%s'", t->name);

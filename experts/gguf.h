@@ -1,13 +1,25 @@
-/* Inside of the GGUF reader: shared by gguf.c (files), gguf_scan.c (parsing), gguf_meta.c (accessors)
- * and gguf_write.c (headers of merged and split files). */
+/* Inside of the GGUF reader: shared by gguf.c (files), gguf_scan.c (parsing), gguf_meta.c
+ * (accessors) and gguf_write.c (headers of merged and split files). */
 #ifndef SWITCHYARD_EXPERTS_GGUF_H
 #define SWITCHYARD_EXPERTS_GGUF_H
 
 #include "experts/experts.h"
 
 enum gguf_kind {
-    GGUF_U8, GGUF_I8, GGUF_U16, GGUF_I16, GGUF_U32, GGUF_I32, GGUF_F32, GGUF_BOOL, GGUF_STR,
-    GGUF_ARRAY, GGUF_U64, GGUF_I64, GGUF_F64, GGUF_KINDS,
+    GGUF_U8,
+    GGUF_I8,
+    GGUF_U16,
+    GGUF_I16,
+    GGUF_U32,
+    GGUF_I32,
+    GGUF_F32,
+    GGUF_BOOL,
+    GGUF_STR,
+    GGUF_ARRAY,
+    GGUF_U64,
+    GGUF_I64,
+    GGUF_F64,
+    GGUF_KINDS,
 };
 
 /* Limits. The format has none; these are far above real files (Qwen2.5's header is 6 MB with 152 k
@@ -26,20 +38,20 @@ enum gguf_kind {
 #define GGUF_STR_STRIDE 16
 
 struct gguf_kv {
-    const uint8_t *raw;    /* the whole record, key included, as it stands in the header */
+    const uint8_t *raw; /* the whole record, key included, as it stands in the header */
     size_t raw_len;
     const char *key;
     size_t key_len;
     enum gguf_kind kind, elem; /* elem: of arrays */
-    uint64_t count;        /* of arrays */
-    const uint8_t *value;  /* scalars, strings (past the length), first array element; unaligned */
+    uint64_t count;            /* of arrays */
+    const uint8_t *value; /* scalars, strings (past the length), first array element; unaligned */
     size_t value_len;
-    uint32_t *stride;      /* string arrays: offsets from `value` of elements 0, 16, 32, ...; owned */
+    uint32_t *stride; /* string arrays: offsets from `value` of elements 0, 16, 32, ...; owned */
 };
 
 struct gguf_file {
     int fd;
-    uint64_t data_offset;  /* where its tensor data section starts */
+    uint64_t data_offset; /* where its tensor data section starts */
 };
 
 struct gguf {
@@ -49,19 +61,20 @@ struct gguf {
     uint64_t alignment;
     struct gguf_kv *kv;
     size_t kv_count;
-    uint32_t *kv_index;    /* open addressing over kv: index + 1, 0 = free */
+    uint32_t *kv_index; /* open addressing over kv: index + 1, 0 = free */
     struct gguf_tensor *tensors;
     size_t tensors_count;
     uint32_t *tensor_index;
     size_t kv_mask, tensor_mask;
-    uint64_t seed;         /* of both tables: from the header's bytes, so collisions cannot be planned */
+    uint64_t seed; /* of both tables: from the header's bytes, so collisions cannot be planned */
     struct arena names;
     struct gguf_file *files; /* NULL after gguf_parse */
     size_t files_count;
 };
 
-/* Parse `data`, the first `len` of `file_bytes` bytes. Returns ERR_BUSY with *ret_wanted set when the
- * header goes on past `len` (read more and call again). On success *ret owns a copy of the header. */
+/* Parse `data`, the first `len` of `file_bytes` bytes. Returns ERR_BUSY with *ret_wanted set when
+ * the header goes on past `len` (read more and call again). On success *ret owns a copy of the
+ * header. */
 enum err_code gguf_scan(const uint8_t *data, size_t len, uint64_t file_bytes, const char *label,
                         size_t *ret_wanted, struct gguf **ret, struct err *e) BASE_NODISCARD;
 const struct gguf_kv *gguf_find_kv(const struct gguf *g, const char *key, size_t key_len);

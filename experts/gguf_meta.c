@@ -138,7 +138,8 @@ enum err_code gguf_get_bool(const struct gguf *g, const char *key, bool *ret, st
     return ERR_OK;
 }
 
-enum err_code gguf_get_str(const struct gguf *g, const char *key, struct gguf_str *ret, struct err *e)
+enum err_code gguf_get_str(const struct gguf *g, const char *key, struct gguf_str *ret,
+                           struct err *e)
 {
     const struct gguf_kv *kv = get_kv(g, key, e);
     if (!kv)
@@ -162,7 +163,8 @@ static const struct gguf_kv *get_array(const struct gguf *g, const char *key, en
     return kv;
 }
 
-enum err_code gguf_get_array(const struct gguf *g, const char *key, size_t *ret_count, struct err *e)
+enum err_code gguf_get_array(const struct gguf *g, const char *key, size_t *ret_count,
+                             struct err *e)
 {
     enum err_code rc;
     const struct gguf_kv *kv = get_array(g, key, &rc, e);
@@ -182,7 +184,8 @@ static const struct gguf_kv *get_str_array(const struct gguf *g, const char *key
     return kv;
 }
 
-/* The string at `p`, and where the next one starts. Lengths were checked when the header was parsed. */
+/* The string at `p`, and where the next one starts. Lengths were checked when the header was
+ * parsed. */
 static const uint8_t *load_str(const uint8_t *p, struct gguf_str *ret)
 {
     uint64_t n;
@@ -192,16 +195,16 @@ static const uint8_t *load_str(const uint8_t *p, struct gguf_str *ret)
     return p + sizeof(n) + n;
 }
 
-enum err_code gguf_array_str(const struct gguf *g, const char *key, size_t idx, struct gguf_str *ret,
-                             struct err *e)
+enum err_code gguf_array_str(const struct gguf *g, const char *key, size_t idx,
+                             struct gguf_str *ret, struct err *e)
 {
     enum err_code rc;
     const struct gguf_kv *kv = get_str_array(g, key, &rc, e);
     if (!kv)
         return rc;
     if (idx >= kv->count)
-        return err_set(e, ERR_INVALID, "%s: key '%s' has no element %zu of %llu", g->label, key, idx,
-                       (unsigned long long)kv->count);
+        return err_set(e, ERR_INVALID, "%s: key '%s' has no element %zu of %llu", g->label, key,
+                       idx, (unsigned long long)kv->count);
     const uint8_t *p = kv->value + kv->stride[idx / GGUF_STR_STRIDE];
     for (size_t i = 0; i <= idx % GGUF_STR_STRIDE; i++)
         p = load_str(p, ret);
@@ -239,14 +242,14 @@ static enum err_code get_numbers(const struct gguf *g, const char *key, enum ggu
     return ERR_OK;
 }
 
-enum err_code gguf_array_f32(const struct gguf *g, const char *key, const void **ret, size_t *ret_count,
-                             struct err *e)
+enum err_code gguf_array_f32(const struct gguf *g, const char *key, const void **ret,
+                             size_t *ret_count, struct err *e)
 {
     return get_numbers(g, key, GGUF_F32, GGUF_F32, "an array of float32", ret, ret_count, e);
 }
 
-enum err_code gguf_array_i32(const struct gguf *g, const char *key, const void **ret, size_t *ret_count,
-                             struct err *e)
+enum err_code gguf_array_i32(const struct gguf *g, const char *key, const void **ret,
+                             size_t *ret_count, struct err *e)
 {
     return get_numbers(g, key, GGUF_I32, GGUF_U32, "an array of int32", ret, ret_count, e);
 }

@@ -1,4 +1,5 @@
-/* Writing GGUF files, old or new but never torn: a temporary file in the same directory, fsync, rename. */
+/* Writing GGUF files, old or new but never torn: a temporary file in the same directory, fsync,
+ * rename. */
 #include "experts/gguf_out.h"
 
 #include <errno.h>
@@ -48,8 +49,8 @@ enum err_code gguf_out_pad(struct gguf_out *o, uint64_t position, struct err *e)
     return rc;
 }
 
-enum err_code gguf_out_header(struct gguf_out *o, const void *header, size_t len, uint64_t alignment,
-                              struct err *e)
+enum err_code gguf_out_header(struct gguf_out *o, const void *header, size_t len,
+                              uint64_t alignment, struct err *e)
 {
     enum err_code rc = gguf_out_write(o, header, len, e);
     o->data_start = (len + alignment - 1) & ~(alignment - 1);
@@ -64,7 +65,8 @@ static enum err_code sync_parent(const char *path, struct err *e)
                               : mem_strdup(".");
     enum err_code rc = ERR_OK;
     int fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    /* Some file systems cannot sync a directory (EINVAL); then the rename is as safe as they make it. */
+    /* Some file systems cannot sync a directory (EINVAL); then the rename is as safe as they make
+     * it. */
     if (fd >= 0 && fsync(fd) != 0 && errno != EINVAL)
         rc = err_set_errno(e, ERR_IO, "cannot sync '%.200s'", dir);
     if (fd >= 0)

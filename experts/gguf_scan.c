@@ -1,15 +1,16 @@
-/* Parsing a GGUF header (versions 2 and 3) from memory. The one rule: nothing that comes from the file is
- * used as a size, count or offset before it was compared with what is left of the file. Reading past the
- * bytes at hand but inside the file is not an error: the caller fetches more and starts again, which is
- * simpler than a resumable parser and costs little because the window grows four times each round. */
+/* Parsing a GGUF header (versions 2 and 3) from memory. The one rule: nothing that comes from the
+ * file is used as a size, count or offset before it was compared with what is left of the file.
+ * Reading past the bytes at hand but inside the file is not an error: the caller fetches more and
+ * starts again, which is simpler than a resumable parser and costs little because the window grows
+ * four times each round. */
 #include "experts/gguf.h"
 
 #include <stdlib.h>
 #include <string.h>
 
 static const char *const kind_names[GGUF_KINDS] = {
-    "uint8", "int8", "uint16", "int16", "uint32", "int32", "float32",
-    "bool",  "string", "array", "uint64", "int64", "float64",
+    "uint8", "int8",   "uint16", "int16",  "uint32", "int32",   "float32",
+    "bool",  "string", "array",  "uint64", "int64",  "float64",
 };
 static const uint8_t kind_bytes[GGUF_KINDS] = {1, 1, 2, 2, 4, 4, 4, 1, 0, 0, 8, 8, 8};
 
@@ -66,15 +67,17 @@ static uint64_t scan_left(const struct scan *s)
 static const uint8_t *scan_take(struct scan *s, uint64_t n, const char *what)
 {
     if (n > scan_left(s)) {
-        err_set(s->e, ERR_CORRUPT, "%s: the file ends inside %s: %llu bytes at offset %zu, of %llu in all",
-                s->label, what, (unsigned long long)n, s->pos, (unsigned long long)s->file_bytes);
+        err_set(s->e, ERR_CORRUPT,
+                "%s: the file ends inside %s: %llu bytes at offset %zu, of %llu in all", s->label,
+                what, (unsigned long long)n, s->pos, (unsigned long long)s->file_bytes);
         return NULL;
     }
     if (n > s->len - s->pos) {
         uint64_t need = s->pos + n;
         if (need > GGUF_HEADER_BYTES_MAX) {
-            err_set(s->e, ERR_UNSUPPORTED, "%s: the header is longer than the limit of %llu bytes (%s)",
-                    s->label, (unsigned long long)GGUF_HEADER_BYTES_MAX, what);
+            err_set(s->e, ERR_UNSUPPORTED,
+                    "%s: the header is longer than the limit of %llu bytes (%s)", s->label,
+                    (unsigned long long)GGUF_HEADER_BYTES_MAX, what);
             return NULL;
         }
         s->wanted = (size_t)need;
@@ -147,11 +150,13 @@ static bool scan_array(struct scan *s, struct gguf_kv *kv, unsigned depth)
     if (depth >= GGUF_NESTING_MAX)
         return scan_fail(s, ERR_UNSUPPORTED, "key '%s': arrays nested deeper than %d", key,
                          GGUF_NESTING_MAX);
-    /* An element takes at least this many bytes, so this bounds the work and the allocation below. */
+    /* An element takes at least this many bytes, so this bounds the work and the allocation below.
+     */
     uint64_t each = elem == GGUF_STR ? 8 : elem == GGUF_ARRAY ? 12 : kind_bytes[elem];
     if (count > scan_left(s) / each)
-        return scan_fail(s, ERR_CORRUPT, "key '%s': an array of %llu %s values does not fit in the file",
-                         key, (unsigned long long)count, kind_names[elem]);
+        return scan_fail(s, ERR_CORRUPT,
+                         "key '%s': an array of %llu %s values does not fit in the file", key,
+                         (unsigned long long)count, kind_names[elem]);
     if (depth == 0) {
         kv->elem = (enum gguf_kind)elem;
         kv->count = count;
@@ -249,12 +254,14 @@ static bool scan_tensor_type(struct scan *s, struct gguf_tensor *t, uint32_t id)
     char name[96];
     gguf_show(t->name, strlen(t->name), name);
     if (id > INT32_MAX || !rdu_type_from_gguf((int)id, &t->type))
-        return scan_fail(s, ERR_UNSUPPORTED, "tensor '%s' has element type %u (%s), which cannot be run",
-                         name, id, foreign_type(id));
+        return scan_fail(s, ERR_UNSUPPORTED,
+                         "tensor '%s' has element type %u (%s), which cannot be run", name, id,
+                         foreign_type(id));
     const struct rdu_type_info *ti = rdu_type_info(t->type);
     if (t->dim[0] % ti->block_elems != 0)
-        return scan_fail(s, ERR_CORRUPT, "tensor '%s': rows of %llu elements are no whole %s blocks of %u",
-                         name, (unsigned long long)t->dim[0], ti->name, ti->block_elems);
+        return scan_fail(s, ERR_CORRUPT,
+                         "tensor '%s': rows of %llu elements are no whole %s blocks of %u", name,
+                         (unsigned long long)t->dim[0], ti->name, ti->block_elems);
     uint64_t n = t->dim[0] / ti->block_elems;
     bool ok = !__builtin_mul_overflow(n, (uint64_t)ti->block_bytes, &n);
     for (unsigned i = 1; i < 4; i++)
@@ -295,7 +302,8 @@ static bool scan_tensor(struct scan *s, struct gguf_tensor *t)
     if (!scan_u64(s, &len, "a tensor name's length"))
         return false;
     if (len == 0 || len > GGUF_NAME_BYTES_MAX)
-        return scan_fail(s, ERR_CORRUPT, "a tensor name of %llu bytes at offset %zu (1 to %u are allowed)",
+        return scan_fail(s, ERR_CORRUPT,
+                         "a tensor name of %llu bytes at offset %zu (1 to %u are allowed)",
                          (unsigned long long)len, s->pos - 8, GGUF_NAME_BYTES_MAX);
     const char *name = (const char *)scan_take(s, len, "a tensor's name");
     if (!name)
@@ -391,8 +399,8 @@ static bool scan_start(struct scan *s, uint64_t *ret_tensors, uint64_t *ret_keys
     if (!scan_u32(s, &version, "the version"))
         return false;
     if (version != 2 && version != 3)
-        return scan_fail(s, ERR_UNSUPPORTED, "GGUF version %u%s; versions 2 and 3 can be read", version,
-                         (version & 0xffff) == 0 && version ? " (a big-endian file)" : "");
+        return scan_fail(s, ERR_UNSUPPORTED, "GGUF version %u%s; versions 2 and 3 can be read",
+                         version, (version & 0xffff) == 0 && version ? " (a big-endian file)" : "");
     if (!scan_u64(s, ret_tensors, "the tensor count") || !scan_u64(s, ret_keys, "the key count"))
         return false;
     /* The smallest records: a tensor takes 8 + 1 + 4 + 8 + 4 + 8 bytes, a key 8 + 1 + 4 + 1. */
@@ -433,14 +441,15 @@ static bool check_offsets(struct scan *s, struct gguf *g)
         const struct gguf_tensor *t = &g->tensors[i];
         gguf_show(t->name, strlen(t->name), name);
         if (t->offset % g->alignment != 0)
-            return scan_fail(s, ERR_CORRUPT, "tensor '%s': offset %llu is no multiple of %llu", name,
-                             (unsigned long long)t->offset, (unsigned long long)g->alignment);
+            return scan_fail(s, ERR_CORRUPT, "tensor '%s': offset %llu is no multiple of %llu",
+                             name, (unsigned long long)t->offset, (unsigned long long)g->alignment);
         if (t->offset > room || t->bytes > room - t->offset)
-            return scan_fail(s, ERR_CORRUPT,
-                             "tensor '%s': %llu bytes at offset %llu end past the file's data of %llu "
-                             "bytes: the file is cut short or damaged",
-                             name, (unsigned long long)t->bytes, (unsigned long long)t->offset,
-                             (unsigned long long)room);
+            return scan_fail(
+                s, ERR_CORRUPT,
+                "tensor '%s': %llu bytes at offset %llu end past the file's data of %llu "
+                "bytes: the file is cut short or damaged",
+                name, (unsigned long long)t->bytes, (unsigned long long)t->offset,
+                (unsigned long long)room);
     }
     return true;
 }
@@ -498,8 +507,8 @@ enum err_code gguf_scan(const uint8_t *data, size_t len, uint64_t file_bytes, co
                         size_t *ret_wanted, struct gguf **ret, struct err *e)
 {
     struct err local;
-    struct scan s = {.data = data, .len = len, .file_bytes = file_bytes, .label = label,
-                     .e = e ? e : &local};
+    struct scan s = {
+        .data = data, .len = len, .file_bytes = file_bytes, .label = label, .e = e ? e : &local};
     s.g = mem_alloc(sizeof(*s.g));
     arena_init(&s.g->names, 16 * BASE_KIB);
     s.g->label = mem_strdup(label);

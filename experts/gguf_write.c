@@ -1,5 +1,5 @@
-/* Building GGUF headers: for split sets that are joined and for merged experts. Version 3, little-endian;
- * the tensor data that follows is the caller's. */
+/* Building GGUF headers: for split sets that are joined and for merged experts. Version 3,
+ * little-endian; the tensor data that follows is the caller's. */
 #include "experts/gguf.h"
 
 #include <string.h>
@@ -47,7 +47,8 @@ void gguf_put_kv_u32(struct buf *out, const char *key, uint32_t value)
     put_u32(out, value);
 }
 
-void gguf_put_tensor(struct buf *out, const struct gguf_tensor *t, enum rdu_type type, uint64_t offset)
+void gguf_put_tensor(struct buf *out, const struct gguf_tensor *t, enum rdu_type type,
+                     uint64_t offset)
 {
     put_str(out, t->name);
     put_u32(out, t->dims);

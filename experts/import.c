@@ -1,8 +1,8 @@
-/* experts add: a GGUF file becomes an expert in the store. Everything that could make the expert unable
- * to serve is found out before the first byte is written: header, hyperparameters, tensor shapes,
- * tokenizer, template, names. Then the weight set is committed, then the small record that makes it an
- * expert: killed in between, the store is as before but for a set nobody uses, which the next add of the
- * same file takes up and the next removal sweeps away. */
+/* experts add: a GGUF file becomes an expert in the store. Everything that could make the expert
+ * unable to serve is found out before the first byte is written: header, hyperparameters, tensor
+ * shapes, tokenizer, template, names. Then the weight set is committed, then the small record that
+ * makes it an expert: killed in between, the store is as before but for a set nobody uses, which
+ * the next add of the same file takes up and the next removal sweeps away. */
 #include "experts/gguf.h"
 #include "experts/set.h"
 
@@ -50,9 +50,11 @@ static enum err_code check_name(const char *s, const char *param, struct err *e)
 {
     if (name_ok(s))
         return ERR_OK;
-    return err_set_param(e, ERR_INVALID, param,
-                         "'%.100s' cannot be a name: 1 to %d letters, digits and ._-:/@+ are allowed, "
-                         "not starting with . or /, and 'auto' is the router's", s, NAME_BYTES_MAX);
+    return err_set_param(
+        e, ERR_INVALID, param,
+        "'%.100s' cannot be a name: 1 to %d letters, digits and ._-:/@+ are allowed, "
+        "not starting with . or /, and 'auto' is the router's",
+        s, NAME_BYTES_MAX);
 }
 
 static enum err_code check_text(const char *s, const char *param, struct err *e)
@@ -85,10 +87,13 @@ static enum err_code check_options(const struct expert_add_options *o, struct er
                                    o->aliases[i]);
     }
     if (rc == ERR_OK && (!isfinite(o->scale) || fabs(o->scale) > SCALE_MAX))
-        rc = err_set_param(e, ERR_INVALID, "scale", "scale %g is not within +-%g", o->scale, SCALE_MAX);
+        rc = err_set_param(e, ERR_INVALID, "scale", "scale %g is not within +-%g", o->scale,
+                           SCALE_MAX);
     if (rc == ERR_OK && !o->base && o->scale != 0 && o->scale != 1)
-        rc = err_set_param(e, ERR_INVALID, "scale", "a full model has no scale; name the base if '%s' "
-                           "is an adapter", o->name);
+        rc = err_set_param(e, ERR_INVALID, "scale",
+                           "a full model has no scale; name the base if '%s' "
+                           "is an adapter",
+                           o->name);
     if (rc == ERR_OK)
         rc = check_text(o->description, "description", e);
     if (rc == ERR_OK)
@@ -122,7 +127,8 @@ static enum err_code check_texts_of_model(const struct importing *im, const stru
     if (rc != ERR_OK)
         return rc;
     rc = check_template(s.data, s.len, "the file's", im->e);
-    return rc == ERR_OK ? ERR_OK : err_wrap(im->e, "%s (give another one with --template)", g->label);
+    return rc == ERR_OK ? ERR_OK
+                        : err_wrap(im->e, "%s (give another one with --template)", g->label);
 }
 
 static enum err_code plan_full_model(struct importing *im, struct gguf **g)
@@ -144,8 +150,10 @@ static enum err_code check_depth(struct importing *im, const struct expert_recor
         rc = expert_record_find(im->store, at, &r, im->e);
         bool more = rc == ERR_OK && r->base;
         if (more && depth == SET_ADAPTERS_MAX)
-            rc = err_set_param(im->e, ERR_UNSUPPORTED, "base", "'%s' would be adapter %u over a model; "
-                               "%d may be stacked", im->opt->name, depth + 1, SET_ADAPTERS_MAX);
+            rc = err_set_param(im->e, ERR_UNSUPPORTED, "base",
+                               "'%s' would be adapter %u over a model; "
+                               "%d may be stacked",
+                               im->opt->name, depth + 1, SET_ADAPTERS_MAX);
         free(at);
         at = mem_strdup(more ? r->base : "");
         expert_record_close(&r);
@@ -184,8 +192,8 @@ static enum err_code plan_over_base(struct importing *im, struct gguf **g)
 
 /* ---- content hash ---- */
 
-/* Norms, biases and adapter factors must be finite: one NaN there makes every answer NaN. (Matrices of
- * blocks are not looked into: it would cost more than it tells.) */
+/* Norms, biases and adapter factors must be finite: one NaN there makes every answer NaN. (Matrices
+ * of blocks are not looked into: it would cost more than it tells.) */
 static enum err_code check_finite(const struct importing *im, const struct gguf_tensor *t,
                                   const uint8_t *raw)
 {
@@ -220,10 +228,11 @@ static void note_hash(struct hashing *h, const void *data, size_t len)
     h->list[h->count++] = hash128_of(data, len, LAYOUT_SEED);
 }
 
-static enum err_code hash_tensor(struct importing *im, struct hashing *h, const struct gguf_tensor *t)
+static enum err_code hash_tensor(struct importing *im, struct hashing *h,
+                                 const struct gguf_tensor *t)
 {
-    bool looked_into = t->bytes <= HASH_PIECE &&
-                       (im->plan->is_adapter || set_find(im->plan, t->name)->is_vector);
+    bool looked_into =
+        t->bytes <= HASH_PIECE && (im->plan->is_adapter || set_find(im->plan, t->name)->is_vector);
     char *what = mem_format("reading %s", im->plan->gguf->label);
     enum err_code rc = ERR_OK;
     for (uint64_t at = 0; at < t->bytes && rc == ERR_OK; at += HASH_PIECE) {
@@ -321,8 +330,8 @@ static enum err_code check_names_free(struct importing *im)
     return ERR_OK;
 }
 
-/* *ret_same: the store has exactly this expert. Another of that name is not replaced: a running server
- * may hold it, and a typing error should not cost a model. */
+/* *ret_same: the store has exactly this expert. Another of that name is not replaced: a running
+ * server may hold it, and a typing error should not cost a model. */
 static enum err_code check_existing(struct importing *im, bool *ret_same)
 {
     struct expert_record *old = NULL;
@@ -338,9 +347,10 @@ static enum err_code check_existing(struct importing *im, bool *ret_same)
     *ret_same = expert_record_equal(old, im->record);
     expert_record_close(&old);
     if (!*ret_same)
-        return err_set_param(im->e, ERR_EXISTS, "name",
-                             "expert '%s' exists with other content; remove it first (experts rm %s)",
-                             im->record->name, im->record->name);
+        return err_set_param(
+            im->e, ERR_EXISTS, "name",
+            "expert '%s' exists with other content; remove it first (experts rm %s)",
+            im->record->name, im->record->name);
     return ERR_OK;
 }
 

@@ -1,7 +1,7 @@
 /* experts merge: one self-contained GGUF out of an expert. Matrices become Q8_0 of W + the sum of
- * scale * B A over its adapters, in f32; matrices that are Q8_0 already and have no delta keep their
- * bytes; vectors become F32. Metadata is the base's, but for name, file type and, if the expert has one
- * of its own, the chat template. */
+ * scale * B A over its adapters, in f32; matrices that are Q8_0 already and have no delta keep
+ * their bytes; vectors become F32. Metadata is the base's, but for name, file type and, if the
+ * expert has one of its own, the chat template. */
 #include "experts/gguf.h"
 #include "experts/gguf_out.h"
 #include "experts/set.h"
@@ -18,20 +18,20 @@ struct merging {
     struct set_reader base;
     struct set_reader adapter[SET_ADAPTERS_MAX]; /* the expert's own first, then the one below */
     double scale[SET_ADAPTERS_MAX];
-    unsigned adapters;      /* 0 = a full model */
+    unsigned adapters; /* 0 = a full model */
     struct gguf_out out;
     const struct progress *progress;
     struct err *e;
     struct buf header;
-    uint8_t *raw, *packed;  /* a band of rows: as stored, and as written */
+    uint8_t *raw, *packed; /* a band of rows: as stored, and as written */
     float *row;
     size_t band_bytes;
 };
 
 /* The two factors of one adapter's delta for one matrix, as f32. */
 struct delta {
-    float *a, *b;           /* [rank, cols], [rows, rank] */
-    uint32_t rank;          /* 0 = the adapter leaves the matrix alone */
+    float *a, *b;  /* [rank, cols], [rows, rank] */
+    uint32_t rank; /* 0 = the adapter leaves the matrix alone */
     float scale;
 };
 
@@ -95,8 +95,8 @@ static void make_header(struct merging *m)
 
 /* ---- deltas ---- */
 
-static enum err_code read_matrix_f32(struct set_reader *from, const struct set_tensor *t, float **ret,
-                                     struct err *e)
+static enum err_code read_matrix_f32(struct set_reader *from, const struct set_tensor *t,
+                                     float **ret, struct err *e)
 {
     size_t bytes = row_bytes(t->file_type, t->cols);
     uint8_t *raw = malloc(t->rows * bytes);
@@ -122,7 +122,8 @@ static enum err_code read_delta(struct merging *m, unsigned adapter, const struc
     if (t->layer < 0 || !set_find_delta(from->set, t->layer, t->slot, &a, &b, &pair_scale))
         return ERR_OK;
     if (a->cols != t->cols || b->rows != t->rows || b->cols != a->rows)
-        return err_set(m->e, ERR_CORRUPT, "%s: '%s' does not fit the base", from->object->name, a->name);
+        return err_set(m->e, ERR_CORRUPT, "%s: '%s' does not fit the base", from->object->name,
+                       a->name);
     enum err_code rc = read_matrix_f32(from, a, &d->a, m->e);
     if (rc == ERR_OK)
         rc = read_matrix_f32(from, b, &d->b, m->e);
@@ -146,7 +147,7 @@ static void add_delta(const struct delta *d, uint32_t row, uint32_t cols, float 
 struct matrix_job {
     const struct set_tensor *t;
     struct delta delta[SET_ADAPTERS_MAX];
-    bool changed;               /* by some adapter */
+    bool changed; /* by some adapter */
     enum rdu_type to;
     size_t in_bytes, out_bytes; /* of a row */
 };
@@ -217,7 +218,8 @@ static enum err_code merge_tensors(struct merging *m)
             rc = gguf_out_pad(&m->out, offset, m->e);
         if (rc == ERR_OK &&
             !progress_report(m->progress, what, m->out.at - m->out.data_start, total))
-            rc = err_set(m->e, ERR_CANCELLED, "merge cancelled; '%.200s' was not written", m->out.path);
+            rc = err_set(m->e, ERR_CANCELLED, "merge cancelled; '%.200s' was not written",
+                         m->out.path);
     }
     free(what);
     return rc;
@@ -247,8 +249,8 @@ static enum err_code open_adapters(struct merging *m)
     while (rc == ERR_OK && r->adapter_set) {
         struct expert_record *next = NULL;
         if (m->adapters == SET_ADAPTERS_MAX)
-            rc = err_set(m->e, ERR_UNSUPPORTED, "expert '%s' has more than %d adapters", m->rec->name,
-                         SET_ADAPTERS_MAX);
+            rc = err_set(m->e, ERR_UNSUPPORTED, "expert '%s' has more than %d adapters",
+                         m->rec->name, SET_ADAPTERS_MAX);
         if (rc == ERR_OK)
             rc = set_reader_init(&m->adapter[m->adapters], m->store, r->adapter_set, m->e);
         if (rc != ERR_OK)

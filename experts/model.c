@@ -1,7 +1,7 @@
-/* Hyperparameters of a model from GGUF metadata. Each number is checked where it is read, with the key's
- * name in the message; what is left to later code is a struct whose fields are consistent with each other
- * and with the tensor table. Stricter than common engines on purpose: a NaN rope base or an odd rotation
- * gives fluent nonsense elsewhere. */
+/* Hyperparameters of a model from GGUF metadata. Each number is checked where it is read, with the
+ * key's name in the message; what is left to later code is a struct whose fields are consistent
+ * with each other and with the tensor table. Stricter than common engines on purpose: a NaN rope
+ * base or an odd rotation gives fluent nonsense elsewhere. */
 #include "experts/gguf.h"
 #include "experts/model.h"
 
@@ -63,13 +63,14 @@ static uint32_t read_u32(struct reader *r, const char *suffix, uint32_t min, uin
     if (r->rc == ERR_NOT_FOUND)
         fail(r, ERR_CORRUPT, "required key '%s' is missing", key);
     if (r->rc == ERR_OK && (v < min || v > max))
-        fail(r, ERR_CORRUPT, "'%s' is %llu; it must be from %u to %u", key, (unsigned long long)v, min,
-             max);
+        fail(r, ERR_CORRUPT, "'%s' is %llu; it must be from %u to %u", key, (unsigned long long)v,
+             min, max);
     return r->rc == ERR_OK ? (uint32_t)v : 0;
 }
 
 /* A number within [min, max]; absent = `fallback`, or an error if that is NaN. */
-static double read_f64(struct reader *r, const char *suffix, double min, double max, double fallback)
+static double read_f64(struct reader *r, const char *suffix, double min, double max,
+                       double fallback)
 {
     char key[128];
     double v = 0;
@@ -132,7 +133,8 @@ static void read_sizes(struct reader *r, struct model_shape *m)
     m->ffn = read_u32(r, "feed_forward_length", 1, MODEL_WIDTH_MAX, 0);
     m->context = read_u32(r, "context_length", 1, MODEL_CONTEXT_MAX, 0);
     m->heads = read_u32(r, "attention.head_count", 1, MODEL_WIDTH_MAX, 0);
-    m->kv_heads = read_u32(r, "attention.head_count_kv", 1, MODEL_WIDTH_MAX, m->heads ? m->heads : 1);
+    m->kv_heads =
+        read_u32(r, "attention.head_count_kv", 1, MODEL_WIDTH_MAX, m->heads ? m->heads : 1);
     if (r->rc != ERR_OK)
         return;
     if (m->kv_heads > m->heads || m->heads % m->kv_heads != 0) {
@@ -142,18 +144,19 @@ static void read_sizes(struct reader *r, struct model_shape *m)
     }
     bool has_length = gguf_has(r->g, key_name(r, "attention.key_length", key));
     if (!has_length && m->width % m->heads != 0) {
-        fail(r, ERR_CORRUPT, "attention.head_count %u does not divide embedding_length %u", m->heads,
-             m->width);
+        fail(r, ERR_CORRUPT, "attention.head_count %u does not divide embedding_length %u",
+             m->heads, m->width);
         return;
     }
     uint32_t split = m->width / m->heads;
     m->head_dim = read_u32(r, "attention.key_length", 1, HEAD_DIM_MAX, split ? split : 1);
     uint32_t value_len = read_u32(r, "attention.value_length", 1, HEAD_DIM_MAX, m->head_dim);
     if (r->rc == ERR_OK && value_len != m->head_dim)
-        fail(r, ERR_UNSUPPORTED, "attention.value_length %u differs from the key length %u", value_len,
-             m->head_dim);
+        fail(r, ERR_UNSUPPORTED, "attention.value_length %u differs from the key length %u",
+             value_len, m->head_dim);
     if (r->rc == ERR_OK && m->head_dim > HEAD_DIM_MAX)
-        fail(r, ERR_UNSUPPORTED, "heads of %u elements; the limit is %d", m->head_dim, HEAD_DIM_MAX);
+        fail(r, ERR_UNSUPPORTED, "heads of %u elements; the limit is %d", m->head_dim,
+             HEAD_DIM_MAX);
     if (r->rc == ERR_OK && (uint64_t)m->heads * m->head_dim > MODEL_WIDTH_MAX)
         fail(r, ERR_CORRUPT, "%u heads of %u elements are too wide", m->heads, m->head_dim);
     key_name(r, "expert_count", key);
@@ -188,8 +191,9 @@ static void read_rope(struct reader *r, struct model_shape *m)
     m->rope_factor = 1.0;
     m->rope_attn_factor = 1.0;
     if (r->rc == ERR_OK && (m->rope_dims % 2 != 0 || m->rope_dims > m->head_dim)) {
-        fail(r, ERR_CORRUPT, "rope.dimension_count is %u; it must be even and at most the head's %u",
-             m->rope_dims, m->head_dim);
+        fail(r, ERR_CORRUPT,
+             "rope.dimension_count is %u; it must be even and at most the head's %u", m->rope_dims,
+             m->head_dim);
         return;
     }
     struct gguf_str kind = read_str(r, key_name(r, "rope.scaling.type", key));
@@ -218,13 +222,11 @@ static void read_attention(struct reader *r, struct model_shape *m)
     bool gemma = m->arch == MODEL_GEMMA2;
     m->rms_eps = (float)read_f64(r, "attention.layer_norm_rms_epsilon", 1e-12, 1.0, (double)NAN);
     /* Gemma 2's 27B form divides by the width per head, all others by the head's size. */
-    uint32_t by = gemma && m->layers == GEMMA2_27B_LAYERS ? BASE_MAX(m->width / m->heads, 1u)
-                                                           : m->head_dim;
+    uint32_t by =
+        gemma && m->layers == GEMMA2_27B_LAYERS ? BASE_MAX(m->width / m->heads, 1u) : m->head_dim;
     m->attn_scale = (float)read_f64(r, "attention.scale", 1e-6, 1e3, 1.0 / sqrt((double)by));
-    m->attn_softcap =
-        gemma ? (float)read_f64(r, "attn_logit_softcapping", 0.0, 1e6, 50.0) : 0.0F;
-    m->logit_softcap =
-        gemma ? (float)read_f64(r, "final_logit_softcapping", 0.0, 1e6, 30.0) : 0.0F;
+    m->attn_softcap = gemma ? (float)read_f64(r, "attn_logit_softcapping", 0.0, 1e6, 50.0) : 0.0F;
+    m->logit_softcap = gemma ? (float)read_f64(r, "final_logit_softcapping", 0.0, 1e6, 30.0) : 0.0F;
     m->window = 0;
     char key[128];
     if (gguf_has(r->g, key_name(r, "attention.sliding_window", key))) {
@@ -242,8 +244,8 @@ static void read_attention(struct reader *r, struct model_shape *m)
     m->qk_norm = m->arch == MODEL_QWEN3;
 }
 
-/* Optional weights are taken for present in all layers if layer 0 has them; model_check_tensors then
- * requires them everywhere. */
+/* Optional weights are taken for present in all layers if layer 0 has them; model_check_tensors
+ * then requires them everywhere. */
 static void read_tensor_facts(struct reader *r, struct model_shape *m)
 {
     if (r->rc != ERR_OK)
@@ -267,7 +269,8 @@ static void read_tensor_facts(struct reader *r, struct model_shape *m)
 
 /* ---- vocabulary ---- */
 
-static void check_count(struct reader *r, const char *key, const struct model_shape *m, bool required)
+static void check_count(struct reader *r, const char *key, const struct model_shape *m,
+                        bool required)
 {
     size_t n = 0;
     if (r->rc != ERR_OK || (!required && !gguf_has(r->g, key)))
@@ -276,7 +279,8 @@ static void check_count(struct reader *r, const char *key, const struct model_sh
     if (r->rc == ERR_NOT_FOUND)
         fail(r, ERR_CORRUPT, "required key '%s' is missing", key);
     if (r->rc == ERR_OK && n != m->vocab)
-        fail(r, ERR_CORRUPT, "'%s' has %zu elements, token_embd.weight has %u rows", key, n, m->vocab);
+        fail(r, ERR_CORRUPT, "'%s' has %zu elements, token_embd.weight has %u rows", key, n,
+             m->vocab);
 }
 
 static void check_vocab(struct reader *r, const struct model_shape *m)

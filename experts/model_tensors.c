@@ -1,6 +1,6 @@
-/* Which weights a model has: the one list that import, export, merge, adapters and serving go by, and its
- * comparison with the tensor table of a file. A tensor nobody would use is refused: running a model
- * without one of its biases gives fluent nonsense. */
+/* Which weights a model has: the one list that import, export, merge, adapters and serving go by,
+ * and its comparison with the tensor table of a file. A tensor nobody would use is refused: running
+ * a model without one of its biases gives fluent nonsense. */
 #include "experts/gguf.h"
 #include "experts/model.h"
 
@@ -83,20 +83,22 @@ uint32_t model_layer_window(const struct model_shape *m, uint32_t layer)
     return layer % m->window_pattern < m->window_pattern - 1 ? m->window : 0;
 }
 
-static enum err_code check_tensor(const struct gguf *g, const char *name, const struct model_slot *slot,
-                                  struct err *e)
+static enum err_code check_tensor(const struct gguf *g, const char *name,
+                                  const struct model_slot *slot, struct err *e)
 {
     const struct gguf_tensor *t = gguf_find_tensor(g, name);
     if (!t)
         return err_set(e, ERR_CORRUPT, "%s: tensor '%s' is missing", g->label, name);
     if (t->dim[0] != slot->cols || t->dim[1] != slot->rows || t->dim[2] != 1 || t->dim[3] != 1)
         return err_set(e, ERR_CORRUPT,
-                       "%s: tensor '%s' is [%llu, %llu]; the metadata asks for [%u, %u]", g->label, name,
-                       (unsigned long long)t->dim[0], (unsigned long long)t->dim[1], slot->cols,
-                       slot->rows);
+                       "%s: tensor '%s' is [%llu, %llu]; the metadata asks for [%u, %u]", g->label,
+                       name, (unsigned long long)t->dim[0], (unsigned long long)t->dim[1],
+                       slot->cols, slot->rows);
     if (slot->is_vector && !rdu_type_info(t->type)->is_float)
-        return err_set(e, ERR_CORRUPT, "%s: tensor '%s' is a vector of type %s; F32, F16 and BF16 are "
-                       "allowed", g->label, name, rdu_type_info(t->type)->name);
+        return err_set(e, ERR_CORRUPT,
+                       "%s: tensor '%s' is a vector of type %s; F32, F16 and BF16 are "
+                       "allowed",
+                       g->label, name, rdu_type_info(t->type)->name);
     return ERR_OK;
 }
 
@@ -129,9 +131,9 @@ enum err_code model_check_tensors(const struct gguf *g, const struct model_shape
                            : n < (int32_t)m->layers && is_slot(layer, slots, slot);
         char shown[96];
         if (!known)
-            rc = err_set(e, ERR_UNSUPPORTED, "%s: tensor '%s' has no use in a %s model of %u layers",
-                         g->label, gguf_show(name, strlen(name), shown), model_arch_name(m->arch),
-                         m->layers);
+            rc = err_set(e, ERR_UNSUPPORTED,
+                         "%s: tensor '%s' has no use in a %s model of %u layers", g->label,
+                         gguf_show(name, strlen(name), shown), model_arch_name(m->arch), m->layers);
     }
     return rc;
 }

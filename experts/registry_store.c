@@ -1,4 +1,5 @@
-/* What the store knows of its experts: listing and removal. Nothing here opens an expert for serving. */
+/* What the store knows of its experts: listing and removal. Nothing here opens an expert for
+ * serving. */
 #include "experts/gguf.h"
 #include "experts/set.h"
 
@@ -89,7 +90,7 @@ struct set_cache {
     struct {
         char *name;
         struct set_meta *set; /* NULL = could not be read */
-    } *entry;
+    } * entry;
     size_t count;
 };
 
@@ -168,8 +169,8 @@ void experts_list_done(struct expert_info *list, size_t count)
 /* ---- removing ---- */
 
 /* Calls `fn` with every readable record but stops when it returns true. */
-static bool any_record(struct memtier_store *store, bool (*fn)(const struct expert_record *, const char *),
-                       const char *arg)
+static bool any_record(struct memtier_store *store,
+                       bool (*fn)(const struct expert_record *, const char *), const char *arg)
 {
     bool hit = false;
     for (size_t i = 0; i < memtier_store_objects(store) && !hit; i++) {
@@ -189,7 +190,8 @@ static bool uses_set(const struct expert_record *r, const char *set)
 }
 
 /* Sets that no expert names: what the removed expert alone used, and what an import that was killed
- * between set and record left behind. A damaged record may name sets we cannot see: then keep all. */
+ * between set and record left behind. A damaged record may name sets we cannot see: then keep all.
+ */
 static enum err_code sweep_sets(struct memtier_store *store, struct err *e)
 {
     for (size_t i = 0; i < memtier_store_objects(store); i++) {
@@ -202,7 +204,8 @@ static enum err_code sweep_sets(struct memtier_store *store, struct err *e)
     size_t i = 0;
     while (i < memtier_store_objects(store)) {
         const char *name = memtier_store_object_at(store, i)->name;
-        if (strncmp(name, SET_PREFIX, strlen(SET_PREFIX)) != 0 || any_record(store, uses_set, name)) {
+        if (strncmp(name, SET_PREFIX, strlen(SET_PREFIX)) != 0 ||
+            any_record(store, uses_set, name)) {
             i++;
             continue;
         }
@@ -234,8 +237,10 @@ static enum err_code refuse_base(struct memtier_store *store, const char *name, 
             buf_printf(&list, "%s%s", list.len ? ", " : "", r->name);
         expert_record_close(&r);
     }
-    enum err_code rc = err_set(e, ERR_BUSY, "expert '%.100s' is the base of %zu others (%s%s); remove "
-                               "those first", name, n, list.data, n > 5 ? ", ..." : "");
+    enum err_code rc = err_set(e, ERR_BUSY,
+                               "expert '%.100s' is the base of %zu others (%s%s); remove "
+                               "those first",
+                               name, n, list.data, n > 5 ? ", ..." : "");
     buf_done(&list);
     return rc;
 }

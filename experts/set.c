@@ -1,5 +1,6 @@
-/* The description of a weight set in the store: one line of JSON with the table of tensors, then the
- * verbatim GGUF header. Written at import, read when experts are opened, exported and merged. */
+/* The description of a weight set in the store: one line of JSON with the table of tensors, then
+ * the verbatim GGUF header. Written at import, read when experts are opened, exported and merged.
+ */
 #include "experts/gguf.h"
 #include "experts/set.h"
 
@@ -54,7 +55,8 @@ const struct set_tensor *set_find_slot(const struct set_meta *s, int32_t layer, 
 }
 
 bool set_find_delta(const struct set_meta *s, int32_t layer, const char *slot,
-                    const struct set_tensor **ret_a, const struct set_tensor **ret_b, float *ret_scale)
+                    const struct set_tensor **ret_a, const struct set_tensor **ret_b,
+                    float *ret_scale)
 {
     char name[GGUF_NAME_BYTES_MAX + 1];
     snprintf(name, sizeof(name), "%s.lora_a", slot);
@@ -156,8 +158,7 @@ static bool field(const json_t *j, const char *key, uint64_t max, bool required,
     *ret = 0;
     if (!v)
         return !required;
-    if (!json_is_integer(v) || json_integer_value(v) < 0 ||
-        (uint64_t)json_integer_value(v) > max)
+    if (!json_is_integer(v) || json_integer_value(v) < 0 || (uint64_t)json_integer_value(v) > max)
         return false;
     *ret = (uint64_t)json_integer_value(v);
     return true;
@@ -237,7 +238,8 @@ static enum err_code parse_tensors(struct parse *p)
     if (rc != ERR_OK)
         return rc;
     set_index(p->s);
-    /* As many records as the header has tensors, and each found by its name: no name may come twice. */
+    /* As many records as the header has tensors, and each found by its name: no name may come
+     * twice. */
     for (size_t i = 0; i < n; i++)
         if (set_find(p->s, p->s->tensors[i].name) != &p->s->tensors[i])
             return bad(p, "tensor '%s' is described twice", p->s->tensors[i].name);
@@ -249,8 +251,8 @@ static enum err_code place_model(struct parse *p)
 {
     struct set_meta *s = p->s;
     const struct set_tensor *embd = set_find(s, "token_embd.weight");
-    const struct set_tensor *head = set_find(s, s->shape.tied_head ? "token_embd.weight"
-                                                                   : "output.weight");
+    const struct set_tensor *head =
+        set_find(s, s->shape.tied_head ? "token_embd.weight" : "output.weight");
     const struct set_tensor *norm = set_find(s, "output_norm.weight");
     const struct set_tensor *first = set_find(s, "blk.0.attn_norm.weight");
     if (!embd || !head || !norm || !first || !embd->run_rows || !head->run_rows)
@@ -263,7 +265,7 @@ static enum err_code place_model(struct parse *p)
     s->layer_segment = first->segment;
     for (size_t i = 0; i < s->tensors_count; i++) {
         const struct set_tensor *t = &s->tensors[i];
-        uint32_t want = t->run_rows ? t->segment
+        uint32_t want = t->run_rows    ? t->segment
                         : t->layer < 0 ? s->norm_segment
                                        : s->layer_segment + (uint32_t)t->layer;
         if (t->segment != want)
@@ -341,7 +343,8 @@ enum err_code set_parse(const struct memtier_object *o, struct set_meta **ret, s
         s->segment_bytes[i] = o->segments[i].bytes;
         s->segment_kind[i] = o->segments[i].kind;
     }
-    enum err_code rc = o->segments_count <= UINT32_MAX ? parse_meta(&p) : bad(&p, "too many segments");
+    enum err_code rc =
+        o->segments_count <= UINT32_MAX ? parse_meta(&p) : bad(&p, "too many segments");
     json_decref(p.json);
     if (rc == ERR_OK)
         *ret = s;

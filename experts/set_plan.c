@@ -1,6 +1,6 @@
-/* The layout of a weight set: which tensor goes into which segment, and where. A pure function of the
- * GGUF header, so that equal files give equal segments whoever imports them, and files that share tensors
- * share segments. */
+/* The layout of a weight set: which tensor goes into which segment, and where. A pure function of
+ * the GGUF header, so that equal files give equal segments whoever imports them, and files that
+ * share tensors share segments. */
 #include "experts/gguf.h"
 #include "experts/set.h"
 
@@ -14,7 +14,7 @@ static const char *const lora_suffix[2] = {".lora_a", ".lora_b"};
 struct planner {
     struct set_meta *s;
     const struct gguf *g;
-    size_t cap;      /* of segment arrays */
+    size_t cap; /* of segment arrays */
     struct err *e;
     enum err_code rc;
 };
@@ -46,7 +46,8 @@ static struct set_tensor *add_tensor(struct planner *p, const struct gguf_tensor
     st->bytes = is_vector ? (uint64_t)st->cols * sizeof(float)
                           : rdu_pack_bytes(st->type, st->rows, st->cols);
     if (st->bytes == 0 && p->rc == ERR_OK)
-        p->rc = err_set(p->e, ERR_CORRUPT, "%s: tensor '%s' cannot be packed", p->g->label, t->name);
+        p->rc =
+            err_set(p->e, ERR_CORRUPT, "%s: tensor '%s' cannot be packed", p->g->label, t->name);
     return st;
 }
 
@@ -60,8 +61,8 @@ static void append_whole(struct planner *p, const char *name, bool is_vector)
     *end = (*end + st->bytes + SET_ALIGN - 1) & ~(uint64_t)(SET_ALIGN - 1);
 }
 
-/* Embedding and head go into segments of at most SET_RUN_BYTES, so that the first rows can be used, and
- * evicted, before the last ones have come. */
+/* Embedding and head go into segments of at most SET_RUN_BYTES, so that the first rows can be used,
+ * and evicted, before the last ones have come. */
 static void append_runs(struct planner *p, const char *name)
 {
     struct set_tensor *st = add_tensor(p, gguf_find_tensor(p->g, name), false);
@@ -133,8 +134,8 @@ static enum err_code finish(struct planner *p, struct gguf **g, struct set_meta 
     return ERR_OK;
 }
 
-enum err_code set_plan_model(struct gguf **g, const struct model_shape *shape, struct set_meta **ret,
-                             struct err *e)
+enum err_code set_plan_model(struct gguf **g, const struct model_shape *shape,
+                             struct set_meta **ret, struct err *e)
 {
     struct planner p = {.s = set_new(*g), .g = *g, .e = e, .rc = ERR_OK};
     p.s->shape = *shape;
@@ -165,20 +166,24 @@ static enum err_code check_adapter_keys(const struct gguf *g, const struct model
         return err_set(e, ERR_UNSUPPORTED, "%s: adapter.type is not 'lora'", label);
     enum err_code rc = gguf_get_str(g, "general.architecture", &s, e);
     if (rc != ERR_OK)
-        return rc == ERR_NOT_FOUND ? err_set(e, ERR_CORRUPT, "%s: required key 'general.architecture' "
-                                             "is missing", label) : rc;
+        return rc == ERR_NOT_FOUND ? err_set(e, ERR_CORRUPT,
+                                             "%s: required key 'general.architecture' "
+                                             "is missing",
+                                             label)
+                                   : rc;
     if (!gguf_str_is(s, model_arch_name(base->arch)))
-        return err_set(e, ERR_INVALID, "%s is an adapter for architecture '%s', the base is '%s'", label,
-                       gguf_show(s.data, s.len, shown), model_arch_name(base->arch));
+        return err_set(e, ERR_INVALID, "%s is an adapter for architecture '%s', the base is '%s'",
+                       label, gguf_show(s.data, s.len, shown), model_arch_name(base->arch));
     if (gguf_has(g, "adapter.alora.invocation_tokens"))
-        return err_set(e, ERR_UNSUPPORTED, "%s: activated LoRA (adapter.alora) cannot be run", label);
+        return err_set(e, ERR_UNSUPPORTED, "%s: activated LoRA (adapter.alora) cannot be run",
+                       label);
     *ret_alpha = 0;
     if (!gguf_has(g, "adapter.lora.alpha"))
         return ERR_OK;
     rc = gguf_get_f64(g, "adapter.lora.alpha", ret_alpha, e);
     if (rc == ERR_OK && !(*ret_alpha >= 0 && *ret_alpha <= 1e6))
-        rc = err_set(e, ERR_CORRUPT, "%s: adapter.lora.alpha is %g; it must be from 0 to 1e6", label,
-                     *ret_alpha);
+        rc = err_set(e, ERR_CORRUPT, "%s: adapter.lora.alpha is %g; it must be from 0 to 1e6",
+                     label, *ret_alpha);
     return rc;
 }
 
@@ -218,8 +223,8 @@ static enum err_code check_pair(const struct gguf *g, const struct gguf_tensor *
                        (unsigned long long)b->dim[0], (unsigned long long)b->dim[1], slot->name,
                        slot->cols, slot->rows);
     if (rank > LORA_RANK_MAX)
-        return err_set(e, ERR_UNSUPPORTED, "%s: '%s' has rank %llu; the limit is %u", g->label, a->name,
-                       (unsigned long long)rank, LORA_RANK_MAX);
+        return err_set(e, ERR_UNSUPPORTED, "%s: '%s' has rank %llu; the limit is %u", g->label,
+                       a->name, (unsigned long long)rank, LORA_RANK_MAX);
     return ERR_OK;
 }
 
@@ -237,17 +242,20 @@ static enum err_code check_adapter_tensors(const struct gguf *g, const struct mo
         gguf_show(t->name, strlen(t->name), shown);
         bool is_a = has_suffix(t->name, lora_suffix[0]), is_b = has_suffix(t->name, lora_suffix[1]);
         if (!is_a && !is_b)
-            return err_set(e, ERR_UNSUPPORTED, "%s: tensor '%s' is neither lora_a nor lora_b", g->label,
-                           shown);
+            return err_set(e, ERR_UNSUPPORTED, "%s: tensor '%s' is neither lora_a nor lora_b",
+                           g->label, shown);
         size_t len = strlen(t->name) - strlen(lora_suffix[0]);
         const struct model_slot *s = adapted_slot(t->name, len, base->layers, slot, slots);
         if (!s)
-            return err_set(e, ERR_UNSUPPORTED, "%s: tensor '%s' adapts no matrix of the base's layers "
-                           "(embedding, head, norms and biases cannot be adapted)", g->label, shown);
+            return err_set(e, ERR_UNSUPPORTED,
+                           "%s: tensor '%s' adapts no matrix of the base's layers "
+                           "(embedding, head, norms and biases cannot be adapted)",
+                           g->label, shown);
         snprintf(other, sizeof(other), "%.*s%s", (int)len, t->name, lora_suffix[is_a]);
         const struct gguf_tensor *pair = gguf_find_tensor(g, other);
         if (!pair)
-            return err_set(e, ERR_CORRUPT, "%s: tensor '%s' has no partner '%s'", g->label, shown, other);
+            return err_set(e, ERR_CORRUPT, "%s: tensor '%s' has no partner '%s'", g->label, shown,
+                           other);
         enum err_code rc = is_a ? check_pair(g, t, pair, s, e) : ERR_OK;
         if (rc != ERR_OK)
             return rc;
@@ -272,8 +280,8 @@ static void plan_adapter(struct planner *p, const struct model_shape *base)
     }
 }
 
-enum err_code set_plan_adapter(struct gguf **g, const struct model_shape *base, struct set_meta **ret,
-                               struct err *e)
+enum err_code set_plan_adapter(struct gguf **g, const struct model_shape *base,
+                               struct set_meta **ret, struct err *e)
 {
     double alpha;
     enum err_code rc = check_adapter_keys(*g, base, &alpha, e);

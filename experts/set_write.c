@@ -1,5 +1,5 @@
-/* Moving a weight set's bytes: out of GGUF files into segments, and back. Memory: one segment and one
- * tensor at a time, whatever the size of the model. */
+/* Moving a weight set's bytes: out of GGUF files into segments, and back. Memory: one segment and
+ * one tensor at a time, whatever the size of the model. */
 #include "experts/gguf.h"
 #include "experts/set.h"
 
@@ -70,8 +70,8 @@ static size_t segment_bytes_max(const struct set_meta *s)
     return (size_t)n;
 }
 
-/* Tensors come in load order, so those of one segment follow each other: start where the last segment
- * ended. */
+/* Tensors come in load order, so those of one segment follow each other: start where the last
+ * segment ended. */
 static enum err_code fill_segment(struct writing *w, uint32_t seg, size_t *tensor_idx)
 {
     const struct set_meta *s = w->s;
@@ -89,9 +89,8 @@ static enum err_code fill_segment(struct writing *w, uint32_t seg, size_t *tenso
     return rc;
 }
 
-static enum err_code write_segments(struct memtier_writer *mw, struct writing *w,
-                                    const char *what, const struct progress *progress,
-                                    struct expert_add_report *rep)
+static enum err_code write_segments(struct memtier_writer *mw, struct writing *w, const char *what,
+                                    const struct progress *progress, struct expert_add_report *rep)
 {
     const struct set_meta *s = w->s;
     uint64_t done = 0, total = set_bytes(s);
@@ -116,7 +115,8 @@ static enum err_code write_segments(struct memtier_writer *mw, struct writing *w
 }
 
 enum err_code set_write(struct memtier_store *store, const struct set_meta *s, const char *object,
-                        const struct progress *progress, struct expert_add_report *ret, struct err *e)
+                        const struct progress *progress, struct expert_add_report *ret,
+                        struct err *e)
 {
     struct writing w = {.s = s, .e = e};
     struct expert_add_report rep = *ret;

@@ -1,5 +1,5 @@
-/* libFuzzer target of the GGUF reader and of everything that trusts it: accessors, hyperparameters, layouts
- * of models and adapters. One input is one header. */
+/* libFuzzer target of the GGUF reader and of everything that trusts it: accessors, hyperparameters,
+ * layouts of models and adapters. One input is one header. */
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -25,7 +25,8 @@ static void read_key(const struct gguf *g, const struct gguf_kv *kv)
     gguf_get_bool(g, key, &b, NULL);
     if (gguf_get_str(g, key, &s, NULL) == ERR_OK)
         sink += hash64_of(s.data, s.len, 0);
-    if (gguf_array_f32(g, key, &p, &n, NULL) == ERR_OK || gguf_array_i32(g, key, &p, &n, NULL) == ERR_OK)
+    if (gguf_array_f32(g, key, &p, &n, NULL) == ERR_OK ||
+        gguf_array_i32(g, key, &p, &n, NULL) == ERR_OK)
         sink += hash64_of(p, n * 4, 0);
     if (gguf_array_strs(g, key, &all, &n, NULL) == ERR_OK) {
         for (size_t i = 0; i < n; i++)
@@ -54,8 +55,13 @@ static void check_layout(struct set_meta *s)
 static void lay_out(struct gguf **g)
 {
     /* What an adapter is checked against when the input is no model. */
-    static const struct model_shape base = {.layers = 2, .width = 64, .heads = 4, .kv_heads = 2,
-                                            .head_dim = 16, .ffn = 192, .vocab = 512};
+    static const struct model_shape base = {.layers = 2,
+                                            .width = 64,
+                                            .heads = 4,
+                                            .kv_heads = 2,
+                                            .head_dim = 16,
+                                            .ffn = 192,
+                                            .vocab = 512};
     struct model_shape shape;
     struct set_meta *s = NULL;
     enum err_code rc;

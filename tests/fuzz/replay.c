@@ -1,5 +1,5 @@
-/* Runs a fuzz target over every file of the folders given, without libFuzzer: the corpus in the tree is
- * replayed by each test run, with any compiler. */
+/* Runs a fuzz target over every file of the folders given, without libFuzzer: the corpus in the
+ * tree is replayed by each test run, with any compiler. */
 #include <dirent.h>
 #include <stdio.h>
 #include <stdlib.h>

@@ -1,7 +1,8 @@
-/* 122 malformed GGUF files, made from a small model by the fixture's own generator, added to a store as a
- * user would: each must be refused, accepted, or either, as the manifest says; in its own process, within
- * 5 seconds and 256 MiB. A refused file must leave nothing behind, one that must be accepted gives the
- * golden tokens of the model it was made from, and whatever was accepted can be talked to. */
+/* 122 malformed GGUF files, made from a small model by the fixture's own generator, added to a
+ * store as a user would: each must be refused, accepted, or either, as the manifest says; in its
+ * own process, within 5 seconds and 256 MiB. A refused file must leave nothing behind, one that
+ * must be accepted gives the golden tokens of the model it was made from, and whatever was accepted
+ * can be talked to. */
 #include "tests/unit/experts/unit.h"
 #include "tests/unit/experts/unit_serve.h"
 
@@ -62,7 +63,8 @@ static bool limit_memory(rlim_t bytes)
 static bool memory_was_small(void)
 {
     struct rusage u;
-    return WITH_ASAN || (getrusage(RUSAGE_SELF, &u) == 0 && (rlim_t)u.ru_maxrss * 1024 < MEMORY_MAX);
+    return WITH_ASAN ||
+           (getrusage(RUSAGE_SELF, &u) == 0 && (rlim_t)u.ru_maxrss * 1024 < MEMORY_MAX);
 }
 
 /* In the child: what was accepted must serve, and `golden` files exactly. */
@@ -103,10 +105,12 @@ static int add_one(const char *file, const char *store_dir, const char *golden)
         verdict = 15;
     } else if (rc == ERR_OK && objects == 2) {
         verdict = experts_remove(s, "x", &e) == ERR_OK ? 0 : 13;
-    } else if (rc != ERR_OK && objects == 0 && e.code == rc && strstr(e.msg, strrchr(file, '/') + 1)) {
+    } else if (rc != ERR_OK && objects == 0 && e.code == rc &&
+               strstr(e.msg, strrchr(file, '/') + 1)) {
         verdict = 1;
     } else {
-        fprintf(stderr, "%s: rc %s, %zu objects, message '%s'\n", file, err_code_name(rc), objects, e.msg);
+        fprintf(stderr, "%s: rc %s, %zu objects, message '%s'\n", file, err_code_name(rc), objects,
+                e.msg);
     }
     /* Machine trouble or a bug of ours must not pass for the file's fault. */
     if (rc == ERR_INTERNAL || rc == ERR_IO || rc == ERR_NO_MEMORY)
@@ -146,7 +150,8 @@ static bool check_one(const char *dir, const json_t *entry)
 
 static void every_malformed_file_gets_its_verdict(void **state)
 {
-    char *maker = unit_shared("fixtures/corrupt/make.py"), *base = unit_data("tiny/tiny-llama-q4_0.gguf");
+    char *maker = unit_shared("fixtures/corrupt/make.py"),
+         *base = unit_data("tiny/tiny-llama-q4_0.gguf");
     if (!maker) {
         free(base);
         skip();

@@ -1,5 +1,5 @@
-/* Seeded mutations of real headers: whatever comes out must be refused or be walkable from end to end
- * without reading out of bounds (run under the sanitizers). */
+/* Seeded mutations of real headers: whatever comes out must be refused or be walkable from end to
+ * end without reading out of bounds (run under the sanitizers). */
 #include "tests/unit/experts/unit.h"
 
 #include "experts/gguf.h"
@@ -26,7 +26,8 @@ static uint64_t walk(const struct gguf *g)
         sum += gguf_get_bool(g, key, &b, &e) == ERR_OK;
         if (gguf_get_str(g, key, &s, &e) == ERR_OK)
             sum += hash64_of(s.data, s.len, 0);
-        if (gguf_array_f32(g, key, &p, &n, &e) == ERR_OK || gguf_array_i32(g, key, &p, &n, &e) == ERR_OK)
+        if (gguf_array_f32(g, key, &p, &n, &e) == ERR_OK ||
+            gguf_array_i32(g, key, &p, &n, &e) == ERR_OK)
             sum += hash64_of(p, n * 4, 0);
         if (gguf_array_strs(g, key, &all, &n, &e) == ERR_OK) {
             for (size_t k = 0; k < n; k++)
@@ -45,9 +46,25 @@ static uint64_t walk(const struct gguf *g)
 /* Numbers at which arithmetic goes wrong. */
 static uint64_t sharp(struct rng *r)
 {
-    static const uint64_t list[] = {0, 1, 2, 7, 8, 9, 31, 32, 255, 256, 65535, 65536, INT32_MAX,
-                                    UINT32_MAX, (uint64_t)1 << 32, INT64_MAX, (uint64_t)1 << 63,
-                                    UINT64_MAX, UINT64_MAX - 7};
+    static const uint64_t list[] = {0,
+                                    1,
+                                    2,
+                                    7,
+                                    8,
+                                    9,
+                                    31,
+                                    32,
+                                    255,
+                                    256,
+                                    65535,
+                                    65536,
+                                    INT32_MAX,
+                                    UINT32_MAX,
+                                    (uint64_t)1 << 32,
+                                    INT64_MAX,
+                                    (uint64_t)1 << 63,
+                                    UINT64_MAX,
+                                    UINT64_MAX - 7};
     return list[rng_below(r, BASE_COUNT(list))];
 }
 
@@ -117,7 +134,8 @@ static void mutate_file(const char *data, struct rng *rng, const struct model_sh
         /* An allocation of exactly n bytes, so that the sanitizer sees one byte too far. */
         uint8_t *exact = mem_alloc(n);
         memcpy(exact, copy, n);
-        enum err_code rc = gguf_parse(exact, n, round % 2 ? UINT64_MAX : n + 65536, "mutant", &m, &e);
+        enum err_code rc =
+            gguf_parse(exact, n, round % 2 ? UINT64_MAX : n + 65536, "mutant", &m, &e);
         free(exact);
         if (rc != ERR_OK)
             continue;
@@ -181,7 +199,8 @@ static void mutated_descriptions_are_refused_or_whole(void **state)
     unit_ok(unit_add(store, path, "m", NULL, NULL, &e), &e);
     unit_ok(expert_record_find(store, "m", &r, &e), &e);
     const struct memtier_object *o = memtier_store_find(store, r->set);
-    size_t json = (size_t)((const char *)memchr(o->meta, '\n', o->meta_bytes) - (const char *)o->meta);
+    size_t json =
+        (size_t)((const char *)memchr(o->meta, '\n', o->meta_bytes) - (const char *)o->meta);
     for (unsigned round = 0; round < ROUNDS / 3; round++) {
         struct memtier_object changed = *o;
         struct set_meta *s = NULL;

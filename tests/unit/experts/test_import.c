@@ -1,5 +1,5 @@
-/* experts_add, _list and _remove: what is written, what is shared, what is refused, and what is left when
- * the process is killed in the middle. */
+/* experts_add, _list and _remove: what is written, what is shared, what is refused, and what is
+ * left when the process is killed in the middle. */
 #include "tests/unit/experts/unit.h"
 
 #include <math.h>
@@ -50,7 +50,8 @@ static struct set_meta *set_of(struct place *p, const char *expert, bool adapter
     struct set_meta *s;
     struct err e;
     unit_ok(expert_record_find(p->store, expert, &r, &e), &e);
-    const struct memtier_object *o = memtier_store_find(p->store, adapter ? r->adapter_set : r->set);
+    const struct memtier_object *o =
+        memtier_store_find(p->store, adapter ? r->adapter_set : r->set);
     assert_non_null(o);
     unit_ok(set_parse(o, &s, &e), &e);
     expert_record_close(&r);
@@ -143,15 +144,16 @@ static void a_name_is_not_taken_over(void **state)
     struct err e;
     const char *const aliases[] = {"other-name"};
     char *path = unit_data("tiny/tiny-llama-q4_0.gguf");
-    struct expert_add_options opt = {.path = path, .name = "m", .aliases = aliases, .aliases_count = 1};
+    struct expert_add_options opt = {
+        .path = path, .name = "m", .aliases = aliases, .aliases_count = 1};
     unit_ok(experts_add(p->store, &opt, NULL, NULL, &e), &e);
     unit_code(add(p, "tiny/tiny-llama-q8_0.gguf", "m", NULL, NULL, &e), ERR_EXISTS, &e);
     unit_says(&e, "experts rm m");
     unit_code(add(p, "tiny/tiny-llama-q8_0.gguf", "other-name", NULL, NULL, &e), ERR_EXISTS, &e);
     unit_says(&e, "already means expert 'm'");
     const char *const clash[] = {"m"};
-    struct expert_add_options second = {.path = path, .name = "n", .aliases = clash,
-                                        .aliases_count = 1};
+    struct expert_add_options second = {
+        .path = path, .name = "n", .aliases = clash, .aliases_count = 1};
     unit_code(experts_add(p->store, &second, NULL, NULL, &e), ERR_EXISTS, &e);
     /* Other texts are other content. */
     opt.description = "something new";
@@ -174,8 +176,8 @@ static void bad_options_are_refused_before_the_file_is_read(void **state)
     }
     unit_code(unit_add(p->store, "nosuch.gguf", "x", NULL, NULL, &e), ERR_NOT_FOUND, &e);
     const char *const twice[] = {"a", "a"}, *const self[] = {"x"};
-    struct expert_add_options opt = {.path = "nosuch.gguf", .name = "x", .aliases = twice,
-                                     .aliases_count = 2};
+    struct expert_add_options opt = {
+        .path = "nosuch.gguf", .name = "x", .aliases = twice, .aliases_count = 2};
     unit_code(experts_add(p->store, &opt, NULL, NULL, &e), ERR_INVALID, &e);
     opt.aliases = self;
     opt.aliases_count = 1;
@@ -245,8 +247,9 @@ static void adapters_may_be_stacked_four_high(void **state)
     struct expert_record *r;
     unit_ok(add(p, "tiny/tiny-llama-f32.gguf", "base", NULL, NULL, &e), &e);
     for (unsigned i = 1; i < BASE_COUNT(names); i++)
-        unit_ok(add(p, i % 2 ? "tiny/lora-upper.gguf" : "tiny/lora-psalms.gguf", names[i], names[i - 1],
-                    NULL, &e), &e);
+        unit_ok(add(p, i % 2 ? "tiny/lora-upper.gguf" : "tiny/lora-psalms.gguf", names[i],
+                    names[i - 1], NULL, &e),
+                &e);
     unit_code(add(p, "tiny/lora-upper.gguf", "a5", "a4", NULL, &e), ERR_UNSUPPORTED, &e);
     unit_says(&e, "4 may be stacked");
     unit_ok(expert_record_find(p->store, "a4", &r, &e), &e);
@@ -389,7 +392,8 @@ static void an_adapter_without_alpha_has_factor_one(void **state)
 
 /* ---- odd models ---- */
 
-static void replace_norm(struct place *p, const char *file, uint32_t type, const void *data, size_t len)
+static void replace_norm(struct place *p, const char *file, uint32_t type, const void *data,
+                         size_t len)
 {
     static const char *const skip[] = {"output_norm", NULL};
     struct made m = {0};
@@ -413,7 +417,7 @@ static void half_precision_norms_become_f32_and_come_back(void **state)
     char *file = unit_path(p->dir, "half.gguf"), *out = unit_path(p->dir, "out.gguf");
     for (unsigned i = 0; i < 64; i++)
         half[i] = (uint16_t)(0x0001 + i * 0x1c3); /* subnormals to large numbers */
-    static const uint32_t types[] = {1, 30}; /* F16, BF16 */
+    static const uint32_t types[] = {1, 30};      /* F16, BF16 */
     for (size_t k = 0; k < BASE_COUNT(types); k++) {
         replace_norm(p, file, types[k], half, sizeof(half));
         unit_ok(unit_add(p->store, file, "m", NULL, NULL, &e), &e);
@@ -460,7 +464,8 @@ static void templates_are_checked_before_anything_is_written(void **state)
 
 /* ---- lists and removal ---- */
 
-static const struct expert_info *find_info(const struct expert_info *list, size_t n, const char *name)
+static const struct expert_info *find_info(const struct expert_info *list, size_t n,
+                                           const char *name)
 {
     for (size_t i = 0; i < n; i++)
         if (strcmp(list[i].name, name) == 0)
@@ -478,9 +483,15 @@ static void lists_tell_what_there_is(void **state)
     const char *const aliases[] = {"bible", "kjv"};
     char *path = unit_data("tiny/lora-psalms.gguf");
     unit_ok(add(p, "tiny/tiny-llama-q4_1.gguf", "base", NULL, NULL, &e), &e);
-    struct expert_add_options opt = {.path = path, .name = "psalms", .base = "base", .scale = 0.5,
-                                     .description = "writes \"psalms\"\n", .system = "Sing.",
-                                     .aliases = aliases, .aliases_count = 2, .licence = "CC0"};
+    struct expert_add_options opt = {.path = path,
+                                     .name = "psalms",
+                                     .base = "base",
+                                     .scale = 0.5,
+                                     .description = "writes \"psalms\"\n",
+                                     .system = "Sing.",
+                                     .aliases = aliases,
+                                     .aliases_count = 2,
+                                     .licence = "CC0"};
     unit_ok(experts_add(p->store, &opt, NULL, NULL, &e), &e);
     unit_ok(experts_list(p->store, &list, &n, &e), &e);
     assert_int_equal(n, 2);
@@ -532,7 +543,8 @@ static void removal_wants_the_name_itself(void **state)
     struct err e;
     const char *const aliases[] = {"nick"};
     char *path = unit_data("tiny/tiny-llama-q4_0.gguf");
-    struct expert_add_options opt = {.path = path, .name = "m", .aliases = aliases, .aliases_count = 1};
+    struct expert_add_options opt = {
+        .path = path, .name = "m", .aliases = aliases, .aliases_count = 1};
     unit_ok(experts_add(p->store, &opt, NULL, NULL, &e), &e);
     unit_code(experts_remove(p->store, "nick", &e), ERR_NOT_FOUND, &e);
     unit_says(&e, "alias of expert 'm'");
@@ -601,8 +613,8 @@ static void progress_says_size_and_place_and_may_cancel(void **state)
     free(path);
 }
 
-/* Kill the importer at its k-th sign of progress, or from outside after a random time; whatever is left,
- * the store opens, has whole objects only, and takes the same import to the end. */
+/* Kill the importer at its k-th sign of progress, or from outside after a random time; whatever is
+ * left, the store opens, has whole objects only, and takes the same import to the end. */
 static bool kill_at(void *ctx, const char *what, uint64_t done, uint64_t total)
 {
     size_t *left = ctx;
@@ -660,7 +672,8 @@ static void killed_imports_leave_a_usable_store(void **state)
     unit_ok(add(p, "tiny/tiny-llama-q8_0.gguf", "other", NULL, NULL, &e), &e);
     for (size_t round = 0; round < 60; round++) {
         bool by_count = round < 40;
-        import_and_die(p, path, by_count ? round + 1 : 0, by_count ? 0 : 1 + rng_below(&rng, 12000));
+        import_and_die(p, path, by_count ? round + 1 : 0,
+                       by_count ? 0 : 1 + rng_below(&rng, 12000));
         check_whole(p);
         struct expert_record *r = NULL;
         unit_ok(expert_record_find(p->store, "other", &r, &e), &e);

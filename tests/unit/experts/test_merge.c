@@ -105,7 +105,8 @@ static bool add_delta(const struct gguf *lora, const struct gguf_tensor *t, doub
         for (size_t r = 0; r < t->dim[1]; r++)
             for (size_t c = 0; c < cols; c++)
                 for (size_t k = 0; k < rank; k++)
-                    w[r * cols + c] += scale * alpha / (double)rank * b[r * rank + k] * a[k * cols + c];
+                    w[r * cols + c] +=
+                        scale * alpha / (double)rank * b[r * rank + k] * a[k * cols + c];
     }
     free(a);
     free(b);
@@ -127,8 +128,8 @@ static void same_bytes(const struct gguf *x, const struct gguf *y, const char *n
     free(b);
 }
 
-/* Q8_0 rounds to steps of (largest of 32) / 127 whose scale is itself rounded to f16: at most 0.5 steps,
- * and 127 * 2^-11 = 0.062 for the scale. */
+/* Q8_0 rounds to steps of (largest of 32) / 127 whose scale is itself rounded to f16: at most 0.5
+ * steps, and 127 * 2^-11 = 0.062 for the scale. */
 static void check_matrix(const double *want, const double *got, size_t n, const char *name)
 {
     for (size_t i = 0; i < n; i += 32) {
@@ -170,7 +171,8 @@ static void check_merged(struct place *p, const char *base_name, const struct la
     assert_int_equal(gguf_tensors(merged), gguf_tensors(base));
     size_t with_delta = 0, pairs = 0;
     for (size_t i = 0; i < gguf_tensors(base); i++) {
-        const struct gguf_tensor *t = gguf_tensor_at(base, i), *m = gguf_find_tensor(merged, t->name);
+        const struct gguf_tensor *t = gguf_tensor_at(base, i),
+                                 *m = gguf_find_tensor(merged, t->name);
         assert_non_null(m);
         double *want = load(base, t->name), *got = load(merged, t->name);
         size_t n = (size_t)(t->dim[0] * t->dim[1]);
@@ -222,8 +224,8 @@ static void merged_weights_are_base_plus_delta(void **state)
 
 static void stacked_adapters_are_summed(void **state)
 {
-    static const struct layer_of layers[] = {{"lora-upper", 1.0}, {"lora-psalms", 0.5},
-                                             {"lora-random-f16", -1.5}};
+    static const struct layer_of layers[] = {
+        {"lora-upper", 1.0}, {"lora-psalms", 0.5}, {"lora-random-f16", -1.5}};
     struct place *p = *state;
     struct err e;
     const char *below = "tiny-llama-f32";
@@ -261,7 +263,9 @@ static void a_merged_expert_can_be_added(void **state)
     uint64_t type;
     char *lora = unit_data("tiny/lora-psalms.gguf");
     add(p, "tiny/tiny-llama-q4_1.gguf", "base", NULL, 0);
-    struct expert_add_options opt = {.path = lora, .name = "psalms", .base = "base",
+    struct expert_add_options opt = {.path = lora,
+                                     .name = "psalms",
+                                     .base = "base",
                                      .template_source = "{{ messages[0]['content'] }}"};
     unit_ok(experts_add(p->store, &opt, NULL, NULL, &e), &e);
     unit_ok(experts_merge(p->store, "psalms", p->out, NULL, &e), &e);

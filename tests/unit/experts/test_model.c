@@ -102,8 +102,9 @@ static void names_are_split_once_and_only_once(void **state)
     assert_int_equal(model_split_name("blk.12.attn_q.weight", &slot), 12);
     assert_string_equal(slot, "attn_q.weight");
     assert_int_equal(model_split_name("blk.0.x", &slot), 0);
-    static const char *const others[] = {"output.weight", "blk.", "blk.x.y", "blk.1", "blk.1.",
-                                         "blk.01.x", "blk.-1.x", "blk.123456.x", "blk..x", ""};
+    static const char *const others[] = {"output.weight", "blk.",     "blk.x.y",  "blk.1",
+                                         "blk.1.",        "blk.01.x", "blk.-1.x", "blk.123456.x",
+                                         "blk..x",        ""};
     for (size_t i = 0; i < BASE_COUNT(others); i++) {
         assert_int_equal(model_split_name(others[i], &slot), -1);
         assert_ptr_equal(slot, others[i]);

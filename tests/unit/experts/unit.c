@@ -113,8 +113,8 @@ struct memtier_store *unit_store(const char *dir, enum memtier_access access)
     return s;
 }
 
-enum err_code unit_add(struct memtier_store *s, const char *path, const char *name, const char *base,
-                       struct expert_add_report *ret, struct err *e)
+enum err_code unit_add(struct memtier_store *s, const char *path, const char *name,
+                       const char *base, struct expert_add_report *ret, struct err *e)
 {
     struct expert_add_options opt = {.path = path, .name = name, .base = base};
     return experts_add(s, &opt, NULL, ret, e);
@@ -175,8 +175,8 @@ void made_strs(struct made *m, const char *key, const char *const *v, size_t cou
     buf_done(&b);
 }
 
-void made_tensor(struct made *m, const char *name, uint32_t dims, const uint64_t *dim, uint32_t type,
-                 uint64_t offset)
+void made_tensor(struct made *m, const char *name, uint32_t dims, const uint64_t *dim,
+                 uint32_t type, uint64_t offset)
 {
     put_str(&m->tensors, name);
     put_u32(&m->tensors, dims);

@@ -1,5 +1,6 @@
-/* What the cmocka programs of this room share: headers in the order cmocka.h demands, files of the test
- * data, temporary folders, stores, and a builder of GGUF files that may be as wrong as a test wants. */
+/* What the cmocka programs of this room share: headers in the order cmocka.h demands, files of the
+ * test data, temporary folders, stores, and a builder of GGUF files that may be as wrong as a test
+ * wants. */
 #ifndef SWITCHYARD_TESTS_UNIT_EXPERTS_UNIT_H
 #define SWITCHYARD_TESTS_UNIT_EXPERTS_UNIT_H
 
@@ -40,8 +41,8 @@ void unit_message(const struct err *e, const char *text, const char *file, int l
 
 struct memtier_store *unit_store(const char *dir, enum memtier_access access);
 /* experts_add with the fewest options. */
-enum err_code unit_add(struct memtier_store *s, const char *path, const char *name, const char *base,
-                       struct expert_add_report *ret, struct err *e);
+enum err_code unit_add(struct memtier_store *s, const char *path, const char *name,
+                       const char *base, struct expert_add_report *ret, struct err *e);
 
 /* ---- making files ---- */
 
@@ -55,8 +56,8 @@ void made_u32(struct made *m, const char *key, uint32_t v);
 void made_f32(struct made *m, const char *key, float v);
 void made_str(struct made *m, const char *key, const char *v);
 void made_strs(struct made *m, const char *key, const char *const *v, size_t count);
-void made_tensor(struct made *m, const char *name, uint32_t dims, const uint64_t *dim, uint32_t type,
-                 uint64_t offset);
+void made_tensor(struct made *m, const char *name, uint32_t dims, const uint64_t *dim,
+                 uint32_t type, uint64_t offset);
 /* A 2-D (rows > 0) or 1-D tensor whose bytes are appended to the data section. */
 void made_data(struct made *m, const char *name, uint64_t cols, uint64_t rows, uint32_t type,
                const void *data, size_t len);
@@ -64,8 +65,8 @@ void made_data(struct made *m, const char *name, uint64_t cols, uint64_t rows, u
 void made_header(const struct made *m, struct buf *out);
 void made_write(const struct made *m, const char *path);
 void made_done(struct made *m);
-/* All keys of a file but those that `skip` names (NULL-terminated list of prefixes), and then all its
- * tensors with their bytes but those it names. */
+/* All keys of a file but those that `skip` names (NULL-terminated list of prefixes), and then all
+ * its tensors with their bytes but those it names. */
 void made_copy(struct made *m, const struct gguf *g, const char *const *skip);
 
 #endif

@@ -11,16 +11,22 @@
 
 enum err_code unit_server_open(struct unit_server *s, struct memtier_store *store, struct err *e)
 {
-    const struct memtier_options mo = {.hbm_bytes = 32 * BASE_MIB, .loader = MEMTIER_LOADER_BUFFERED};
+    const struct memtier_options mo = {.hbm_bytes = 32 * BASE_MIB,
+                                       .loader = MEMTIER_LOADER_BUFFERED};
     const struct rdu_node_options no = {.sockets = 1, .threads = 1, .max_tokens = STEP_TOKENS};
     *s = (struct unit_server){0};
     enum err_code rc = memtier_open(&mo, store, &s->memtier, e);
     if (rc == ERR_OK)
         rc = rdu_node_open(&no, &s->node, e);
-    const struct experts_options xo = {.store = store, .memtier = s->memtier, .node = s->node,
-                                       .numerics = RDU_NUMERICS_F32, .exec = RDU_EXEC_FUSED,
-                                       .kv_type = EXPERT_KV_F32, .max_step_tokens = STEP_TOKENS,
-                                       .max_step_items = 2, .max_steps = 1};
+    const struct experts_options xo = {.store = store,
+                                       .memtier = s->memtier,
+                                       .node = s->node,
+                                       .numerics = RDU_NUMERICS_F32,
+                                       .exec = RDU_EXEC_FUSED,
+                                       .kv_type = EXPERT_KV_F32,
+                                       .max_step_tokens = STEP_TOKENS,
+                                       .max_step_items = 2,
+                                       .max_steps = 1};
     return rc == ERR_OK ? experts_open(&xo, &s->experts, e) : rc;
 }
 
@@ -49,12 +55,12 @@ static enum err_code run_step(struct unit_server *s, struct sequence *seq, struc
     return state == STEP_DONE ? ERR_OK : e->code;
 }
 
-static enum err_code generate(struct unit_server *s, struct expert *ex, const struct token_list *prompt,
-                              uint32_t count, struct err *e)
+static enum err_code generate(struct unit_server *s, struct expert *ex,
+                              const struct token_list *prompt, uint32_t count, struct err *e)
 {
     struct sequence *seq = NULL;
-    struct sequence_options opt = {.expert = ex, .tokens = prompt->ids, .tokens_count = prompt->count,
-                                   .max_tokens = count};
+    struct sequence_options opt = {
+        .expert = ex, .tokens = prompt->ids, .tokens_count = prompt->count, .max_tokens = count};
     int32_t vocab = tokenizer_vocab(expert_tokenizer(ex));
     sampling_init(&opt.sampling);
     opt.sampling.temperature = 0;
@@ -81,8 +87,8 @@ static enum err_code say(struct unit_server *s, struct expert *ex, const char *t
     return rc;
 }
 
-enum err_code unit_server_say(struct unit_server *s, struct expert *ex, const char *text, uint32_t count,
-                              struct err *e)
+enum err_code unit_server_say(struct unit_server *s, struct expert *ex, const char *text,
+                              uint32_t count, struct err *e)
 {
     if (!expert_ok(ex, e))
         return e->code;
@@ -93,8 +99,8 @@ enum err_code unit_server_say(struct unit_server *s, struct expert *ex, const ch
     struct buf out = {0};
     json_t *messages = json_pack("[{s:s, s:s}]", "role", "user", "content", text);
     char *json = json_dumps(messages, 0);
-    const struct template_input in = {.messages_json = json, .add_generation_prompt = true,
-                                      .bos_token = "", .eos_token = ""};
+    const struct template_input in = {
+        .messages_json = json, .add_generation_prompt = true, .bos_token = "", .eos_token = ""};
     rc = template_render(t, &in, &out, e);
     if (rc == ERR_OK && out.len)
         rc = say(s, ex, out.data, out.len, count, e);
@@ -123,8 +129,8 @@ static int32_t best_of(const float *logits, size_t vocab)
     return (int32_t)best;
 }
 
-static enum err_code check_line(struct unit_server *s, struct expert *ex, const json_t *line, size_t count,
-                                struct err *e)
+static enum err_code check_line(struct unit_server *s, struct expert *ex, const json_t *line,
+                                size_t count, struct err *e)
 {
     int32_t ids[256];
     const json_t *gaps = json_object_get(line, "gaps"), *greedy = json_object_get(line, "greedy");
