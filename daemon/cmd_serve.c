@@ -20,7 +20,7 @@ static const char about[] =
     "The model 'auto' lets the router choose an expert for each prompt.\n\n"
     "Without a configuration it serves what is in the store. With --model it imports that\n"
     "file into the store first (once: a file that is there already is not read again into it)\n"
-    "and serves it under the name its header gives, or the file's name.\n\n"
+    "and serves it under the name its header gives, or the file's name if that is taken.\n\n"
     "Settings come from the file, over it from the environment (SWITCHYARD_SERVER_PORT for\n"
     "server.port and so on), over it from these options. 'switchyard check' shows the result.\n"
     "SIGTERM and SIGINT refuse new requests, let running ones finish for server.drain_s\n"

@@ -9,6 +9,7 @@
 #include "daemon/api_guard.h"
 #include "daemon/cli.h"
 #include "daemon/http.h"
+#include "daemon/import_memo.h"
 #include "daemon/log.h"
 #include "daemon/metrics.h"
 #include "daemon/report.h"
@@ -62,6 +63,18 @@ static enum err_code import_configured(const struct conf *c, const struct progre
     return code;
 }
 
+static enum err_code import_model(const struct conf *c, const char *model_path,
+                                  const struct progress *progress, char **ret_name, struct err *e)
+{
+    *ret_name = import_memo_find(c, model_path);
+    if (*ret_name != NULL)
+        return ERR_OK;
+    enum err_code code = stack_import(c, model_path, progress, ret_name, e);
+    if (code == ERR_OK)
+        import_memo_note(c, model_path, *ret_name);
+    return code;
+}
+
 static enum err_code import_all(const struct conf *c, const char *model_path, char **ret_name,
                                 struct err *e)
 {
@@ -70,7 +83,7 @@ static enum err_code import_all(const struct conf *c, const char *model_path, ch
     struct progress progress = cli_bar_progress(&bar);
     enum err_code code = ERR_OK;
     if (model_path[0] != 0)
-        code = stack_import(c, model_path, &progress, ret_name, e);
+        code = import_model(c, model_path, &progress, ret_name, e);
     if (code == ERR_OK)
         code = import_configured(c, &progress, e);
     cli_bar_done(&bar);

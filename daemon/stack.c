@@ -170,6 +170,14 @@ static char *api_name(const char *text, size_t len)
     return b.data;
 }
 
+/* From the file's name, without the ending. */
+static char *file_name(const char *path)
+{
+    const char *base = strrchr(path, '/') ? strrchr(path, '/') + 1 : path;
+    const char *dot = strstr(base, ".gguf");
+    return api_name(base, dot ? (size_t)(dot - base) : strlen(base));
+}
+
 static enum err_code model_name(const char *path, char **ret, struct err *e)
 {
     struct gguf *g = NULL;
@@ -177,15 +185,35 @@ static enum err_code model_name(const char *path, char **ret, struct err *e)
     enum err_code code = gguf_open(path, &g, e);
     if (code != ERR_OK)
         return code;
-    if (gguf_has(g, "general.name") && gguf_get_str(g, "general.name", &name, NULL) == ERR_OK && name.len) {
+    if (gguf_has(g, "general.name") && gguf_get_str(g, "general.name", &name, NULL) == ERR_OK && name.len)
         *ret = api_name(name.data, name.len);
-    } else {
-        const char *base = strrchr(path, '/') ? strrchr(path, '/') + 1 : path;
-        const char *dot = strstr(base, ".gguf");
-        *ret = api_name(base, dot ? (size_t)(dot - base) : strlen(base));
-    }
+    else
+        *ret = file_name(path);
     gguf_close(&g);
     return ERR_OK;
+}
+
+static enum err_code add_as(struct memtier_store *store, const char *path, const char *name,
+                            const struct progress *p, struct err *e)
+{
+    struct expert_add_options add = {.path = path, .name = name};
+    struct expert_add_report report;
+    return experts_add(store, &add, p, &report, e);
+}
+
+/* Quantisations of one model have one name in their headers: the second goes by its file's name. */
+static enum err_code add_under_some_name(struct memtier_store *store, const char *path, char **name,
+                                         const struct progress *p, struct err *e)
+{
+    enum err_code code = add_as(store, path, *name, p, e);
+    char *other = file_name(path);
+    if (code != ERR_EXISTS || strcmp(other, *name) == 0) {
+        free(other);
+        return code;
+    }
+    free(*name);
+    *name = other;
+    return add_as(store, path, *name, p, e);
 }
 
 enum err_code stack_import(const struct conf *c, const char *gguf_path, const struct progress *p,
@@ -196,11 +224,8 @@ enum err_code stack_import(const struct conf *c, const char *gguf_path, const st
     enum err_code code = model_name(gguf_path, &name, e);
     if (code == ERR_OK)
         code = memtier_store_open(c->store_path, MEMTIER_WRITE, &store, e);
-    if (code == ERR_OK) {
-        struct expert_add_options add = {.path = gguf_path, .name = name};
-        struct expert_add_report report;
-        code = experts_add(store, &add, p, &report, e);
-    }
+    if (code == ERR_OK)
+        code = add_under_some_name(store, gguf_path, &name, p, e);
     memtier_store_close(&store);
     if (code != ERR_OK) {
         free(name);

@@ -26,7 +26,7 @@ void stack_close(struct stack *s);
 uint64_t stack_hbm_automatic(uint64_t store_bytes, uint64_t kv_bytes);
 
 /* Import a GGUF file into the store of `c` as an expert if it is not there yet. *ret_name (caller frees)
- * is general.name made fit for an API, or the file's name. */
+ * is general.name made fit for an API, or the file's name if there is none or it is taken by other content. */
 enum err_code stack_import(const struct conf *c, const char *gguf_path, const struct progress *p,
                            char **ret_name, struct err *e) BASE_NODISCARD;
 

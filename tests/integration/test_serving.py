@@ -34,10 +34,43 @@ def test_model_is_imported_once_and_named_after_its_header(start, tmp_path):
     first.err.write_text("")
     second = start("--model", TINY)
     assert second.model == name
-    assert "writing" not in second.err.read_text()
+    assert "reading" not in second.err.read_text()
     assert second.stop() == 0
     code, out, _ = command(tmp_path, "experts", "list")
     assert code == 0 and name in out
+
+
+def test_changed_model_is_imported_again(start, tmp_path):
+    """One path, then another quantisation of the model there: both have one name in their headers."""
+    model = tmp_path / "other-name.gguf"
+    model.write_bytes(TINY.read_bytes())
+    first = start("--model", model)
+    name = first.model
+    assert first.stop() == 0
+    model.write_bytes(TINY.with_name("tiny-llama-q4_0.gguf").read_bytes())
+    first.err.write_text("")
+    second = start("--model", model)
+    assert "reading" in second.err.read_text()
+    types = {m["id"]: m.get("meta", {}).get("types") for m in second.get("/v1/models").json["data"]}
+    assert "Q8_0" in types[name] and "Q4_0" in types["other-name"]
+    assert second.chat().json["model"] == "other-name"  # what was given is the generalist
+    assert second.stop() == 0
+
+
+def test_expert_replaced_under_its_name_is_not_taken_for_the_file(start, tmp_path):
+    first = start("--model", TINY)
+    name = first.model
+    assert first.stop() == 0
+    for arguments in (["rm", name], ["add", TINY.with_name("tiny-llama-q4_0.gguf"), "--name", name]):
+        code, _, err = command(tmp_path, "experts", *arguments)
+        assert code == 0, err
+    first.err.write_text("")
+    second = start("--model", TINY)
+    assert "reading" in second.err.read_text()
+    served = second.chat().json["model"]
+    assert served != name
+    assert "Q8_0" in second.get("/v1/models/" + served).json["meta"]["types"]
+    assert second.stop() == 0
 
 
 def test_start_table_names_budgets_and_experts(server):
