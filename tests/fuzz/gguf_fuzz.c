@@ -10,6 +10,9 @@
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
+/* Makes reading a string count as use. */
+static volatile uint64_t sink;
+
 static void read_key(const struct gguf *g, const struct gguf_kv *kv)
 {
     char *key = mem_strndup(kv->key, kv->key_len);
@@ -19,18 +22,17 @@ static void read_key(const struct gguf *g, const struct gguf_kv *kv)
     double d;
     bool b;
     size_t n = 0;
-    volatile uint64_t sink = 0;
     gguf_get_u64(g, key, &u, NULL);
     gguf_get_f64(g, key, &d, NULL);
     gguf_get_bool(g, key, &b, NULL);
     if (gguf_get_str(g, key, &s, NULL) == ERR_OK)
-        sink += hash64_of(s.data, s.len, 0);
+        sink = sink + hash64_of(s.data, s.len, 0);
     if (gguf_array_f32(g, key, &p, &n, NULL) == ERR_OK ||
         gguf_array_i32(g, key, &p, &n, NULL) == ERR_OK)
-        sink += hash64_of(p, n * 4, 0);
+        sink = sink + hash64_of(p, n * 4, 0);
     if (gguf_array_strs(g, key, &all, &n, NULL) == ERR_OK) {
         for (size_t i = 0; i < n; i++)
-            sink += hash64_of(all[i].data, all[i].len, 0);
+            sink = sink + hash64_of(all[i].data, all[i].len, 0);
         if (n && (gguf_array_str(g, key, n - 1, &s, NULL) != ERR_OK || s.data != all[n - 1].data))
             abort();
         free(all);
