@@ -192,8 +192,22 @@ const struct server_expert *server_expert_of(const struct server *s, const struc
 
 /* ---- the generalist, holds, the router ------------------------------------------------------------------ */
 
+/* How good a choice an expert is without a word from anyone: full weights before adapters, then the one
+ * that most adapters sit on. */
+static size_t generality(const struct server *s, struct expert *ex)
+{
+    size_t over = 0;
+    if (!expert_ok(ex, NULL))
+        return 0;
+    for (size_t i = 0; i < experts_count(s->experts); i++) {
+        struct expert *other = experts_at(s->experts, i);
+        over += expert_ok(other, NULL) && expert_base_index(other) == expert_base_index(ex);
+    }
+    return expert_info(ex)->is_adapter ? 1 : 1 + over;
+}
+
 /* Who answers when the router abstains: as configured, else the model given on the command line, else
- * the first that works and has weights of its own. */
+ * the most general one. */
 static enum err_code choose_generalist(struct server *s, const char *imported, struct err *e)
 {
     const char *name = s->conf->router_generalist;
@@ -203,12 +217,14 @@ static enum err_code choose_generalist(struct server *s, const char *imported, s
     if (name[0] != 0 && s->generalist == NULL)
         return err_set_param(e, ERR_NOT_FOUND, "router.generalist",
                              "router.generalist is '%s', but there is no such expert", name);
-    for (int own = 1; own >= 0 && s->generalist == NULL; own--)
-        for (size_t i = 0; i < experts_count(s->experts) && s->generalist == NULL; i++) {
-            struct expert *ex = experts_at(s->experts, i);
-            if (expert_ok(ex, NULL) && (!expert_info(ex)->is_adapter || own == 0))
-                s->generalist = ex;
-        }
+    size_t best = 0;
+    for (size_t i = 0; i < experts_count(s->experts) && name[0] == 0 && imported == NULL; i++) {
+        struct expert *ex = experts_at(s->experts, i);
+        if (generality(s, ex) <= best)
+            continue;
+        best = generality(s, ex);
+        s->generalist = ex;
+    }
     if (s->generalist == NULL) {
         expert_ok(experts_at(s->experts, 0), e);
         return err_wrap(e, "no expert of the store can serve; the first says");
