@@ -168,6 +168,17 @@ static void add_const(struct lower *l, uint32_t at, int32_t bits)
     o->consts[o->consts_count++].bits = bits;
 }
 
+/* All uses of one domain index share a register, wherever they stand. */
+static void place_index(struct lower *l, uint32_t id)
+{
+    uint32_t dim = (uint32_t)l->b->ops[id].imm;
+    l->reg[id] = new_reg(l, l->lane[id]);
+    if (l->out->index[dim] != IR_NONE)
+        l->reg[id].at = l->out->index[dim];
+    l->reg[id].stride = stride_of(l, id);
+    l->out->index[dim] = l->reg[id].at;
+}
+
 static void place_values(struct lower *l)
 {
     for (uint32_t i = 0; i < l->b->count; i++) {
@@ -175,6 +186,8 @@ static void place_values(struct lower *l)
         if (op->code == IR_REDUCE) {
             l->reg[i] = new_reg(l, false); /* its index */
             place_reduce(l, i);
+        } else if (op->code == IR_INDEX) {
+            place_index(l, i);
         } else if (op->code == IR_RINDEX) {
             l->reg[i] = l->reg[op->arg[0]];
         } else if (op->code == IR_CARRIED_VALUE || op->code == IR_RESULT) {
@@ -185,8 +198,6 @@ static void place_values(struct lower *l)
         }
         if (op->code == IR_CONST)
             add_const(l, l->reg[i].at, op->imm);
-        else if (op->code == IR_INDEX)
-            l->out->index[op->imm] = l->reg[i].at;
     }
 }
 
@@ -293,9 +304,13 @@ static void emit_op(struct lower *l, uint32_t id)
     o->steps[at].end = o->steps_count;
 }
 
-/* A reduce is a lane one if anything inside it is: then it must run for each block of lanes. */
+/* A reduce is a lane one if anything it carries or computes is: then it must run for each block. */
 static bool reduce_has_lanes(const struct lower *l, uint32_t r)
 {
+    for (uint32_t k = 0; k < l->b->ops[r].carried; k++) {
+        if (l->lane_carry[r][k])
+            return true;
+    }
     for (uint32_t i = r; i < l->b->ops[r].end; i++) {
         if (l->lane[i])
             return true;
@@ -303,25 +318,45 @@ static bool reduce_has_lanes(const struct lower *l, uint32_t r)
     return false;
 }
 
-static bool runs_per_block(const struct lower *l, uint32_t id)
+/* Uniform values that come out of such a reduce are computed after it, for each block as well. */
+static void find_per_block(const struct lower *l, bool *per_block)
 {
-    const struct ir_op *op = &l->b->ops[id];
-    if (op->code == IR_REDUCE)
-        return reduce_has_lanes(l, id);
-    return l->lane[id] || any_lane(l, op) || op->type == IR_TYPE_NONE;
+    for (uint32_t i = 0; i < l->b->count; i++) {
+        const struct ir_op *op = &l->b->ops[i];
+        uint32_t arg[5], count = ir_op_args(op, arg);
+        per_block[i] = l->lane[i] || (op->code == IR_REDUCE ? reduce_has_lanes(l, i) : op->type == IR_TYPE_NONE);
+        for (uint32_t k = 0; k < count; k++)
+            per_block[i] |= per_block[arg[k]];
+        if (op->code != IR_REDUCE)
+            continue;
+        for (uint32_t k = 0; k < op->carried; k++)
+            per_block[i] |= op->yield[k] < i && per_block[op->yield[k]];
+        for (uint32_t inner = i + 1; inner < op->end; inner++) {
+            for (uint32_t k = 0; l->b->ops[inner].code == IR_REDUCE && k < l->b->ops[inner].carried; k++) {
+                uint32_t y = l->b->ops[inner].yield[k];
+                per_block[i] |= y < i && per_block[y];
+            }
+            count = ir_op_args(&l->b->ops[inner], arg);
+            for (uint32_t k = 0; k < count; k++)
+                per_block[i] |= arg[k] < i && per_block[arg[k]];
+        }
+    }
 }
 
 static void emit_all(struct lower *l)
 {
+    bool *per_block = mem_array(BASE_MAX(l->b->count, 1u), sizeof(*per_block));
+    find_per_block(l, per_block);
     for (int pass = 0; pass < 2; pass++) {
         for (uint32_t i = 0; i < l->b->count; i++) {
             const struct ir_op *op = &l->b->ops[i];
-            if (op->parent == IR_NONE && makes_step(op) && runs_per_block(l, i) == (pass == 1))
+            if (op->parent == IR_NONE && makes_step(op) && per_block[i] == (pass == 1))
                 emit_op(l, i);
         }
         if (pass == 0)
             l->out->prologue = l->out->steps_count;
     }
+    free(per_block);
 }
 
 static bool lanes_are_weight_rows(const struct ir_exec_loop *o)

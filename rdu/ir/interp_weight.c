@@ -82,10 +82,18 @@ static const uint8_t *block_of(const struct rdu_weight *w, uint32_t row, uint32_
     return data + idx * info->block_bytes * RDU_GROUP;
 }
 
-/* What is decoded at once: runs of 32, whole blocks for types without an integer form, 32 floats. */
-static uint32_t span_of(const struct rdu_weight *w)
+/* By runs of 32? Q3_K and Q6_K fold signed scales into their integers, which would lose the sign of a
+ * zero: as floats they are decoded by the block. */
+static bool is_by_run(enum rdu_type type, uint32_t code)
 {
-    if (rdu_type_has_q8(w->type))
+    return rdu_type_has_q8(type) &&
+           (code != IR_WEIGHT_F32 || (type != RDU_Q3_K && type != RDU_Q6_K));
+}
+
+/* What is decoded at once: runs, whole blocks, or 32 floats. */
+static uint32_t span_of(const struct rdu_weight *w, uint32_t code)
+{
+    if (is_by_run(w->type, code))
         return IR_RUN;
     return BASE_MAX(rdu_type_info(w->type)->block_elems, (uint32_t)IR_RUN);
 }
@@ -94,7 +102,7 @@ static uint32_t span_of(const struct rdu_weight *w)
 static void decode(const struct rdu_weight *w, uint32_t code, uint32_t row, uint32_t col, uint32_t cols,
                    int32_t *value, size_t step, struct rdu_run *run)
 {
-    if (rdu_type_has_q8(w->type)) {
+    if (is_by_run(w->type, code)) {
         unsigned number = col % rdu_type_info(w->type)->block_elems / IR_RUN;
         rdu_packed_run(w->type, block_of(w, row, col), row % RDU_GROUP, number, run);
         bool has_min = rdu_type_has_min(w->type);
@@ -157,8 +165,8 @@ static const void *identity(const struct rdu_weight *w)
 const void *ir_tiles_rows(struct ir_tiles *tiles, const struct rdu_weight *w, uint32_t code,
                           uint32_t row, uint32_t n, uint32_t col)
 {
-    uint32_t at = column_of(code, col), span = span_of(w), first = at / span * span;
     uint32_t form = code == IR_WEIGHT_F32 ? IR_WEIGHT_F32 : IR_WEIGHT_Q;
+    uint32_t at = column_of(code, col), span = span_of(w, form), first = at / span * span;
     struct tile *t = &tiles->tile[first / span % TILES];
     if (t->data != identity(w) || t->row != row || t->n != n || t->col != first || t->code != form) {
         t->data = identity(w);
@@ -179,8 +187,8 @@ const void *ir_tiles_rows(struct ir_tiles *tiles, const struct rdu_weight *w, ui
 int32_t ir_tiles_one(struct ir_tiles *tiles, const struct rdu_weight *w, uint32_t code, uint32_t row,
                      uint32_t col)
 {
-    uint32_t at = column_of(code, col), span = span_of(w), first = at / span * span;
     uint32_t form = code == IR_WEIGHT_F32 ? IR_WEIGHT_F32 : IR_WEIGHT_Q;
+    uint32_t at = column_of(code, col), span = span_of(w, form), first = at / span * span;
     struct row_cache *c = &tiles->row;
     if (c->data != identity(w) || c->row != row || c->col != first || c->code != form) {
         c->data = identity(w);

@@ -181,6 +181,19 @@ struct ir_section {
     uint32_t result;
     uint32_t width;
 };
+/* What simplification did. */
+struct ir_simplify_counts {
+    uint32_t folded;  /* ops replaced by a constant or an argument */
+    uint32_t moved;   /* ops taken out of a reduce */
+    uint32_t removed; /* ops nobody used */
+};
+struct ir_counts {
+    uint32_t nodes_before, nodes_after;
+    uint32_t ops_before, ops_after; /* scalar operations in loop bodies */
+    uint32_t copies;                /* loops that only copied */
+    uint32_t hoisted;               /* loops that run on wanted outputs only, instead of all tokens */
+    struct ir_simplify_counts body;
+};
 struct rdu_graph {
     char *name;
     enum rdu_numerics numerics;
@@ -196,6 +209,7 @@ struct rdu_graph {
     uint32_t tables_count;
     struct err err;  /* sticky: the first thing that went wrong; code ERR_OK = none */
     uint32_t kv_heads, head_dim; /* of the attention; 0 = none */
+    struct ir_counts counts; /* of the simplification that made this graph */
     struct ir_exec *exec; /* made by ir_exec_prepare, [exec_count]; NULL before */
     uint32_t exec_count;
 };
@@ -232,11 +246,6 @@ bool ir_oper_body(const struct ir_hint *hint, const struct ir_shape *shape, stru
 /* Is this Loop exactly this operator (its hint says so and the body agrees, simplified or not)? */
 bool ir_loop_is(const struct ir_node *n, enum ir_oper oper);
 
-struct ir_simplify_counts {
-    uint32_t folded;  /* ops replaced by a constant or an argument */
-    uint32_t moved;   /* ops taken out of a reduce */
-    uint32_t removed; /* ops nobody used */
-};
 /* The same value with less work: constants folded, identities applied, invariant ops moved out of
  * reduces, dead ops dropped. Bit-exact. counts NULL = not wanted, else added to. */
 void ir_body_simplify(const struct ir_body *b, struct ir_body *ret, struct ir_simplify_counts *counts);

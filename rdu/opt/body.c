@@ -337,7 +337,7 @@ static uint32_t emit(struct pass *p, uint32_t id)
     return to;
 }
 
-void ir_body_simplify(const struct ir_body *b, struct ir_body *ret, struct ir_simplify_counts *counts)
+static void run_pass(const struct ir_body *b, struct ir_body *ret, struct ir_simplify_counts *counts)
 {
     uint32_t n = BASE_MAX(b->count, 1u);
     struct pass p = {.from = b, .to = ret};
@@ -361,14 +361,32 @@ void ir_body_simplify(const struct ir_body *b, struct ir_body *ret, struct ir_si
     }
     if (b->result != IR_NONE)
         ret->result = emit(&p, b->result);
-    if (counts) {
-        counts->folded += p.counts.folded;
-        counts->moved += p.counts.moved;
-        counts->removed += p.counts.removed;
-    }
+    *counts = p.counts;
     free(p.home);
     free(p.live);
     free(p.moved);
+}
+
+void ir_body_simplify(const struct ir_body *b, struct ir_body *ret, struct ir_simplify_counts *counts)
+{
+    struct ir_simplify_counts now, sum = {0};
+    run_pass(b, ret, &now);
+    for (;;) {
+        sum.folded += now.folded;
+        sum.moved += now.moved;
+        sum.removed += now.removed;
+        if (now.folded == 0)
+            break;
+        /* A rewrite leaves arguments nobody needs now, and may make another one possible. */
+        struct ir_body before = *ret;
+        run_pass(&before, ret, &now);
+        ir_body_done(&before);
+    }
+    if (counts) {
+        counts->folded += sum.folded;
+        counts->moved += sum.moved;
+        counts->removed += sum.removed;
+    }
 }
 
 /* ---- recognising ---------------------------------------------------------------------------------------------- */

@@ -13,6 +13,7 @@ struct fuse {
     uint32_t section;
     bool fused;
     struct opt_section *out;
+    struct opt_saved *saved;
     struct buf *report;
     uint32_t *readers;  /* [nodes] nodes of the section that read it, the section's result counts one */
     uint32_t *claimed;  /* [nodes] cluster + 1 */
@@ -83,9 +84,23 @@ static bool is_free(const struct fuse *f, uint32_t node)
     return f->claimed[node] == 0;
 }
 
-static void say(struct fuse *f, const char *what, uint32_t node, const char *saves)
+static uint64_t bytes_of(const struct fuse *f, uint32_t node)
 {
-    buf_printf(f->report, "  fuse %%%u: %s (%s)\n", node, what, saves);
+    return opt_value_bytes(opt_node_value(f->g, node));
+}
+
+/* The gate: fused only if it moves fewer bytes or saves a launch (a barrier of all sockets). Our leaves
+ * keep their vector form when fused, so there is no other side to weigh; the totals are checked against
+ * the counted work of both plans by a test. */
+static bool is_worth(struct fuse *f, const char *what, uint32_t node, uint64_t bytes, uint32_t launches)
+{
+    if (bytes == 0 && launches == 0)
+        return false;
+    f->saved->bytes += bytes;
+    f->saved->launches += launches;
+    buf_printf(f->report, "  fuse %%%u: %s: %llu bytes per row and %u launch%s less\n", node, what,
+               (unsigned long long)bytes, launches, launches == 1 ? "" : "es");
+    return true;
 }
 
 /* ---- matmul ------------------------------------------------------------------------------------------ */
@@ -126,6 +141,12 @@ static void add_product(struct fuse *f, struct opt_cluster *c, uint32_t product)
         claim(f, c, matmul_of(f, product));
 }
 
+/* What a product reads of its x. */
+static uint64_t input_bytes(const struct fuse *f, uint32_t product)
+{
+    return bytes_of(f, q8_of(f, product) != IR_NONE ? q8_of(f, product) : x_of(f, product));
+}
+
 /* act(gate, up) over two products of one x that nothing else reads. */
 static void fuse_gate_up(struct fuse *f, uint32_t id)
 {
@@ -137,6 +158,10 @@ static void fuse_gate_up(struct fuse *f, uint32_t id)
         !is_free(f, up) || f->readers[gate] != 1 || f->readers[up] != 1 ||
         x_of(f, gate) != x_of(f, up) || q8_of(f, gate) != q8_of(f, up))
         return;
+    /* x read once, gate and up neither stored nor loaded. */
+    uint64_t bytes = input_bytes(f, gate) + 2 * bytes_of(f, gate) + 2 * bytes_of(f, up);
+    if (!is_worth(f, "gate + up + activation", id, bytes, 2))
+        return;
     struct opt_cluster *c = new_cluster(f, RDU_KERNEL_GATE_UP, id);
     add_product(f, c, gate);
     add_product(f, c, up);
@@ -145,7 +170,6 @@ static void fuse_gate_up(struct fuse *f, uint32_t id)
     c->l.out[0] = id;
     c->l.out[2] = gate;
     c->l.out[3] = up;
-    say(f, "gate + up + activation", id, "x read once, gate and up stay in cache, 2 launches");
 }
 
 /* a + product, the product read by nothing else: added where a lies. Whether a may be overwritten is
@@ -160,6 +184,8 @@ static void fuse_residual(struct fuse *f, uint32_t id)
         if (other == product || !is_product(f, product) || !is_free(f, product) ||
             f->readers[product] != 1 || x_of(f, product) == other)
             continue;
+        if (!is_worth(f, "matmul + residual", id, 2 * bytes_of(f, product), 1))
+            return;
         struct opt_cluster *c = new_cluster(f, RDU_KERNEL_MATMUL, id);
         add_product(f, c, product);
         claim(f, c, id);
@@ -167,7 +193,6 @@ static void fuse_residual(struct fuse *f, uint32_t id)
         c->l.out[0] = id;
         c->residual = other;
         c->product = product;
-        say(f, "matmul + residual", id, "the product is never stored, 1 launch");
         return;
     }
 }
@@ -182,13 +207,12 @@ static void fuse_products(struct fuse *f, uint32_t id)
     add_product(f, c, id);
     for (uint32_t i = id + 1; f->fused && i < f->g->count && c->l.slots < 3; i++) {
         if (!in_section(f, i) || !is_product(f, i) || !is_free(f, i) || x_of(f, i) != x_of(f, id) ||
-            q8_of(f, i) != q8_of(f, id))
+            q8_of(f, i) != q8_of(f, id) ||
+            !is_worth(f, "one more matmul of the same x", i, input_bytes(f, i), 1))
             continue;
         c->l.out[c->l.slots] = i;
         add_product(f, c, i);
     }
-    if (c->l.slots > 1)
-        say(f, c->l.slots == 3 ? "3 matmuls of one x" : "2 matmuls of one x", id, "x read once");
 }
 
 /* ---- rope and append ------------------------------------------------------------------------------------ */
@@ -233,7 +257,8 @@ static void fuse_append(struct fuse *f, uint32_t id)
     struct ir_hint a = key_of(f, q)->hint, b = key_of(f, k)->hint;
     a.heads = b.heads;
     if (memcmp(&a, &b, sizeof(a)) != 0 || key_of(f, q)->operand[1] != key_of(f, k)->operand[1] ||
-        key_of(f, q)->operand[2] != key_of(f, k)->operand[2])
+        key_of(f, q)->operand[2] != key_of(f, k)->operand[2] ||
+        !is_worth(f, "rope of q and k + KV append", id, bytes_of(f, k), 2))
         return;
     struct opt_cluster *c = new_cluster(f, RDU_KERNEL_ROPE_APPEND, id);
     set_rope(f, c, q);
@@ -246,7 +271,6 @@ static void fuse_append(struct fuse *f, uint32_t id)
     claim(f, c, q);
     claim(f, c, k);
     claim(f, c, id);
-    say(f, "rope of q and k + KV append", id, "k is stored while in cache, 2 launches");
 }
 
 /* ---- one operator, one launch ----------------------------------------------------------------------------- */
@@ -385,11 +409,10 @@ static void map_quant(struct fuse *f, uint32_t q)
     uint32_t x = key_of(f, q)->operand[0], d = key_of(f, q)->operand[1];
     struct opt_cluster *c = NULL;
     if (f->fused && in_section(f, x) && f->claimed[x] > 0 &&
-        quantises(&f->out->clusters[f->claimed[x] - 1], x))
+        quantises(&f->out->clusters[f->claimed[x] - 1], x) &&
+        is_worth(f, "quantise where x is made", q, bytes_of(f, x), 1))
         c = &f->out->clusters[f->claimed[x] - 1];
-    if (c) {
-        say(f, "quantise into the kernel that makes x", q, "x read from cache, 1 launch");
-    } else {
+    if (c == NULL) {
         c = new_cluster(f, RDU_KERNEL_QUANTIZE, q);
         c->l.in[0] = x;
     }
@@ -477,10 +500,12 @@ static void map_nodes(struct fuse *f)
 }
 
 enum err_code opt_fuse(const struct rdu_graph *g, uint32_t section, bool fused, struct opt_section *ret,
-                       struct buf *report, struct err *e)
+                       struct opt_saved *ret_saved, struct buf *report, struct err *e)
 {
-    struct fuse f = {.g = g, .section = section, .fused = fused, .out = ret, .report = report, .e = e};
+    struct fuse f = {.g = g, .section = section, .fused = fused, .out = ret, .saved = ret_saved,
+                     .report = report, .e = e};
     memset(ret, 0, sizeof(*ret));
+    memset(ret_saved, 0, sizeof(*ret_saved));
     f.readers = mem_array(BASE_MAX(g->count, 1u), sizeof(*f.readers));
     f.claimed = mem_array(BASE_MAX(g->count, 1u), sizeof(*f.claimed));
     count_readers(&f);

@@ -5,15 +5,13 @@
 
 #include "rdu/ir/ir.h"
 
-struct opt_counts {
-    uint32_t nodes_before, nodes_after;
-    uint32_t ops_before, ops_after; /* scalar operations in loop bodies */
-    uint32_t copies;                /* loops that only copied */
-    struct ir_simplify_counts body;
-};
 /* A new graph of the same meaning, bit for bit: what is not needed dropped, equal nodes one node, bodies
  * simplified. */
-struct rdu_graph *opt_simplify(const struct rdu_graph *g, struct opt_counts *ret);
+struct rdu_graph *opt_simplify(const struct rdu_graph *g); /* says what it did in ->counts */
+
+/* The value that holds the wanted rows of x, made as early as that is legal; take_key is the key of the
+ * take_outs node it stands for. */
+uint32_t opt_at_outs(struct rdu_graph *g, uint32_t x, const struct ir_key *take_key);
 
 /* A launch before buffers are planned: in[], out[] hold node ids of values (an int8 value is named by its
  * node of integers), IR_NONE where unused. */
@@ -28,9 +26,14 @@ struct opt_section {
     struct opt_cluster *clusters; /* in the order they run */
     uint32_t count, cap;
 };
+/* What fusing is expected to save over one launch per operator, per token (or wanted output). */
+struct opt_saved {
+    uint64_t bytes;
+    uint32_t launches;
+};
 /* Map the nodes of a section to leaf kernels and order them. `report` gets one line per decision. */
 enum err_code opt_fuse(const struct rdu_graph *g, uint32_t section, bool fused, struct opt_section *ret,
-                       struct buf *report, struct err *e) BASE_NODISCARD;
+                       struct opt_saved *ret_saved, struct buf *report, struct err *e) BASE_NODISCARD;
 
 /* Buffers for the values of a section's clusters: storage shared where a kernel works in place, x and the
  * logits written in place where that is legal; appends to p->bufs and fills p->section[section]. */
@@ -38,14 +41,30 @@ void opt_buffers(struct rdu_program *p, uint32_t section, const struct opt_secti
 /* Offsets of the section's buffers [from, p->bufs_count) by liveness. */
 void opt_place(struct rdu_program *p, uint32_t section, uint32_t from);
 
-/* Work of one launch for a step: bytes of weights, of activations read and written, and operations. */
-struct opt_work {
-    uint64_t weight_elems; /* elements, as the type is known at run time only */
-    uint64_t act_bytes;    /* per token (or wanted output), weights apart */
-    uint64_t flops;        /* per token; attention: per token and position of context */
-    bool per_ctx;          /* flops and KV traffic grow with the context */
+/* ---- cost (cost.c) ---------------------------------------------------------------------------------- */
+
+/* A value as a launch reads or writes it: elements per row, and whether in int8 form. */
+struct opt_value {
+    uint32_t width; /* 0 = none */
+    bool q8;
 };
-struct opt_work opt_launch_work(const struct rdu_program *p, uint32_t section,
-                                const struct rdu_launch *l);
+uint64_t opt_value_bytes(struct opt_value v); /* per row */
+struct opt_value opt_node_value(const struct rdu_graph *g, uint32_t node); /* IR_NONE: none */
+
+/* Work of one launch per token (or wanted output). Weights are counted in elements: their type comes with
+ * the arguments. */
+struct opt_work {
+    uint64_t weight_elems;   /* read once per step */
+    uint64_t act_bytes;      /* activations read and written; values that stay in cache are not counted */
+    uint64_t kv_elems;       /* appended */
+    uint64_t kv_elems_ctx;   /* read for each position of context */
+    uint64_t flops;
+    uint64_t flops_ctx;      /* for each position of context */
+};
+struct opt_work opt_work_of(const struct rdu_launch *l, const struct opt_value in[3],
+                            const struct opt_value out[4]);
+/* The same for a planned launch and for a cluster. */
+struct opt_work opt_launch_work(const struct rdu_program *p, const struct rdu_launch *l);
+struct opt_work opt_cluster_work(const struct rdu_graph *g, const struct opt_cluster *c);
 
 #endif

@@ -33,24 +33,30 @@ static enum err_code check_options(const struct rdu_graph *g, const struct rdu_p
     return ERR_OK;
 }
 
-static void report_simplify(struct rdu_program *p, const struct opt_counts *c)
+static void report_simplify(struct rdu_program *p)
 {
+    const struct ir_counts *c = &p->graph->counts;
     buf_printf(&p->report,
                "simplify: %u -> %u nodes, %u -> %u scalar operations; %u folded, %u moved out of "
-               "reduces, %u unused, %u copies forwarded\n",
+               "reduces, %u unused, %u copies forwarded, %u loops only for wanted outputs\n",
                c->nodes_before, c->nodes_after, c->ops_before, c->ops_after, c->body.folded,
-               c->body.moved, c->body.removed, c->copies);
+               c->body.moved, c->body.removed, c->copies, c->hoisted);
 }
 
 static enum err_code plan_section(struct rdu_program *p, uint32_t section, struct err *e)
 {
     struct opt_section clusters;
-    buf_printf(&p->report, "%s %s:\n", p->opt.exec == RDU_EXEC_FUSED ? "fuse" : "map",
-               section_name[section]);
-    enum err_code rc = opt_fuse(p->graph, section, p->opt.exec == RDU_EXEC_FUSED, &clusters, &p->report, e);
+    struct opt_saved saved;
+    bool fused = p->opt.exec == RDU_EXEC_FUSED;
+    buf_printf(&p->report, "%s %s:\n", fused ? "fuse" : "map", section_name[section]);
+    enum err_code rc = opt_fuse(p->graph, section, fused, &clusters, &saved, &p->report, e);
     if (rc == ERR_OK) {
         opt_buffers(p, section, &clusters);
-        buf_printf(&p->report, "  %u launches\n", p->section[section].count);
+        buf_printf(&p->report, "  %u launches", p->section[section].count);
+        if (fused)
+            buf_printf(&p->report, ", %u less than one per operator, and %llu bytes per row less",
+                       saved.launches, (unsigned long long)saved.bytes);
+        buf_puts(&p->report, "\n");
     }
     free(clusters.clusters);
     return rc;
@@ -69,9 +75,8 @@ static void take_slots(struct rdu_program *p)
 
 static enum err_code build(struct rdu_program *p, const struct rdu_graph *from, struct err *e)
 {
-    struct opt_counts counts;
-    p->graph = opt_simplify(from, &counts);
-    report_simplify(p, &counts);
+    p->graph = opt_simplify(from);
+    report_simplify(p);
     enum err_code rc = ir_verify(p->graph, e);
     if (rc != ERR_OK)
         return err_wrap(e, "after simplification");

@@ -23,7 +23,7 @@ static void mark(const struct rdu_graph *g, bool *live)
 
 /* The node of g in n; `to` maps what came before. */
 static uint32_t rebuild(struct rdu_graph *n, const struct ir_node *old, const uint32_t *to,
-                        struct opt_counts *counts)
+                        struct ir_counts *counts)
 {
     struct ir_key key = old->key;
     struct ir_shape shapes[IR_OPERANDS];
@@ -44,29 +44,63 @@ static uint32_t rebuild(struct rdu_graph *n, const struct ir_node *old, const ui
         return key.operand[operand];
     }
     counts->ops_after += simple.body.count;
+    if (ir_loop_is(&simple, IR_OPER_TAKE_OUTS)) {
+        ir_body_done(&simple.body);
+        return opt_at_outs(n, key.operand[0], &key);
+    }
     return ir_node_add(n, &key, &simple.body);
 }
 
-struct rdu_graph *opt_simplify(const struct rdu_graph *g, struct opt_counts *ret)
+static void set_results(struct rdu_graph *n, const struct rdu_graph *g, const uint32_t *to)
 {
-    struct rdu_graph *n = ir_graph_like(g);
-    bool *live = mem_array(BASE_MAX(g->count, 1u), sizeof(*live));
-    uint32_t *to = mem_array(BASE_MAX(g->count, 1u), sizeof(*to));
-    memset(ret, 0, sizeof(*ret));
-    mark(g, live);
-    ret->nodes_before = g->count;
-    for (uint32_t i = 0; i < g->count; i++) {
-        if (live[i])
-            to[i] = rebuild(n, &g->nodes[i], to, ret);
-    }
-    ret->nodes_after = n->count;
     for (int s = 0; s < RDU_SECTIONS; s++) {
         if (!g->section[s].ended)
             continue;
         n->section[s].input = to[g->section[s].input];
         n->section[s].result = to[g->section[s].result];
     }
+}
+
+/* The live nodes of g as they are: what motion left behind is dropped. Takes g over. */
+static struct rdu_graph *sweep(struct rdu_graph *g)
+{
+    struct rdu_graph *n = ir_graph_like(g);
+    bool *live = mem_array(BASE_MAX(g->count, 1u), sizeof(*live));
+    uint32_t *to = mem_array(BASE_MAX(g->count, 1u), sizeof(*to));
+    mark(g, live);
+    n->counts = g->counts;
+    for (uint32_t i = 0; i < g->count; i++) {
+        if (!live[i])
+            continue;
+        struct ir_key key = g->nodes[i].key;
+        struct ir_body body;
+        for (uint32_t k = 0; k < key.operands; k++)
+            key.operand[k] = to[key.operand[k]];
+        ir_body_copy(&body, &g->nodes[i].body);
+        to[i] = ir_node_add(n, &key, &body);
+    }
+    set_results(n, g, to);
+    n->counts.nodes_after = n->count;
     free(live);
     free(to);
+    rdu_graph_close(&g);
     return n;
+}
+
+struct rdu_graph *opt_simplify(const struct rdu_graph *g)
+{
+    struct rdu_graph *n = ir_graph_like(g);
+    bool *live = mem_array(BASE_MAX(g->count, 1u), sizeof(*live));
+    uint32_t *to = mem_array(BASE_MAX(g->count, 1u), sizeof(*to));
+    mark(g, live);
+    for (uint32_t i = 0; i < g->count; i++) {
+        if (live[i])
+            to[i] = rebuild(n, &g->nodes[i], to, &n->counts);
+    }
+    n->counts.nodes_before = g->count;
+    n->counts.nodes_after = n->count;
+    set_results(n, g, to);
+    free(live);
+    free(to);
+    return n->counts.hoisted > 0 ? sweep(n) : n;
 }
