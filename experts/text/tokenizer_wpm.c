@@ -41,22 +41,18 @@ void wpm_close(struct wpm **w)
 
 /* ---- normalise ----------------------------------------------------------------------------------- */
 
-static bool is_space(uint32_t cp)
-{
-    return text_is_space(cp) && !(cp >= 0x1C && cp <= 0x1F);
-}
-
-/* Characters that vanish: controls, formats, private and unassigned ones. */
+/* Characters that vanish: controls (line ends and tabs are white space), formats, private ones. */
 static bool is_dropped(uint32_t cp)
 {
-    if (cp == 0 || cp == 0xFFFD)
+    if (cp == '\t' || cp == '\n' || cp == '\r')
+        return false;
+    if (cp == 0xFFFD)
         return true;
     switch (utf8proc_category((utf8proc_int32_t)cp)) {
     case UTF8PROC_CATEGORY_CC:
     case UTF8PROC_CATEGORY_CF:
     case UTF8PROC_CATEGORY_CS:
     case UTF8PROC_CATEGORY_CO:
-    case UTF8PROC_CATEGORY_CN:
         return true;
     default:
         return false;
@@ -103,13 +99,17 @@ static void clean(const char *text, size_t len, struct buf *out)
     for (size_t pos = 0; pos < len;) {
         size_t step;
         uint32_t cp = text_utf8_get(text + pos, &step);
-        if (is_space(cp)) {
+        if (is_dropped(cp)) {
+            pos += step;
+            continue;
+        }
+        if (text_is_space(cp)) {
             buf_append(out, " ", 1);
         } else if (is_cjk(cp)) {
             buf_append(out, " ", 1);
             buf_append(out, text + pos, step);
             buf_append(out, " ", 1);
-        } else if (!is_dropped(cp)) {
+        } else {
             buf_append(out, text + pos, step);
         }
         pos += step;
@@ -193,9 +193,9 @@ static void spell_words(const struct wpm *w, const struct buf *text, struct toke
         size_t step;
         uint32_t cp = text_utf8_get(text->data + pos, &step);
         bool alone = is_punctuation(cp);
-        if (alone || is_space(cp))
+        if (alone || cp == ' ')
             flush(w, &word, ret);
-        if (!is_space(cp))
+        if (cp != ' ')
             buf_append(&word, text->data + pos, step);
         if (alone)
             flush(w, &word, ret);
