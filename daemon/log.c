@@ -20,7 +20,8 @@ struct logger {
     pthread_t thread;
     atomic_bool stop;
     _Atomic uint64_t dropped;
-    uint64_t dropped_told; /* log thread's */
+    uint64_t dropped_told; /* log thread's, as the next */
+    bool unread;           /* closing, and nobody took a line within a second: the rest is dropped */
 };
 
 static const char *const level_names[] = {"error", "warn", "info", "debug"};
@@ -39,13 +40,13 @@ enum log_level log_level_parse(const char *name)
 static bool wait_writable(struct logger *l)
 {
     struct pollfd p = {.fd = l->fd, .events = POLLOUT};
-    for (;;) {
-        int n = poll(&p, 1, 1000);
-        if (n > 0)
+    while (!l->unread) {
+        bool stopping = atomic_load(&l->stop);
+        if (poll(&p, 1, 1000) > 0)
             return (p.revents & POLLNVAL) == 0;
-        if (atomic_load(&l->stop))
-            return false;
+        l->unread = stopping;
     }
+    return false;
 }
 
 static void write_line(struct logger *l, const char *line, size_t len)
