@@ -1,6 +1,6 @@
-/* Scalar SSA bodies: a flat list in which an op's arguments come before it and a reduce's ops follow
- * it up to `end`. Ops are value-numbered as they are made, so a body has no two equal ops in sight of
- * each other and two bodies built alike are equal byte for byte. */
+/* Scalar SSA bodies: a flat list in which an op's arguments come before it and a reduce's ops
+ * follow it up to `end`. Ops are value-numbered as they are made, so a body has no two equal ops in
+ * sight of each other and two bodies built alike are equal byte for byte. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -227,6 +227,13 @@ uint32_t ir_reduce_begin(struct ir_body *b, const struct ir_reduce_spec *spec)
     if (!b->failed)
         b->open[b->depth++] = id;
     return id;
+}
+
+uint32_t ir_reduce_over(struct ir_body *b, enum ir_reduce kind, int32_t count, uint32_t init)
+{
+    struct ir_reduce_spec spec = {
+        .kind = kind, .count = count, .count_value = IR_NONE, .init = {init}, .carried = 1};
+    return ir_reduce_begin(b, &spec);
 }
 
 uint32_t ir_reduce_index(struct ir_body *b, uint32_t reduce)

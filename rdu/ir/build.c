@@ -1,5 +1,6 @@
-/* The builder calls of rdu.h: check shapes, then emit the operator's Loop or External. The first mistake
- * sticks to the graph and rdu_program_open reports it; later calls do nothing and return 0. */
+/* The builder calls of rdu.h: check shapes, then emit the operator's Loop or External. The first
+ * mistake sticks to the graph and rdu_program_open reports it; later calls do nothing and return 0.
+ */
 #include <string.h>
 
 #include "rdu/ir/ir.h"
@@ -42,7 +43,8 @@ static bool is_vector(struct rdu_graph *g, uint32_t slot, uint32_t cols, const c
 {
     const struct rdu_slot_info *s = slot_of(g, slot, who);
     if (s && (s->rows != 1 || s->cols != cols))
-        ir_fail(g, "%s needs slot %s as [1, %u], it is [%u, %u]", who, s->name, cols, s->rows, s->cols);
+        ir_fail(g, "%s needs slot %s as [1, %u], it is [%u, %u]", who, s->name, cols, s->rows,
+                s->cols);
     return !ir_failed(g);
 }
 
@@ -228,8 +230,8 @@ static bool rope_fits(struct rdu_graph *g, const struct ir_shape *x, const struc
         ir_fail(g, "rdu_rope: x must be [n_tokens, %u * %u], it has %u columns", h->heads,
                 h->head_dim, ir_shape_width(x));
     else if (h->rot == 0 || h->rot % 2 != 0 || h->rot > h->head_dim || h->head_dim % 2 != 0)
-        ir_fail(g, "rdu_rope: rot %u must be even and at most head_dim %u, which must be even", h->rot,
-                h->head_dim);
+        ir_fail(g, "rdu_rope: rot %u must be even and at most head_dim %u, which must be even",
+                h->rot, h->head_dim);
     else if (h->style != RDU_ROPE_PAIRS && h->style != RDU_ROPE_HALVES)
         ir_fail(g, "rdu_rope: unknown style %u", h->style);
     else if (ir_shape_width(cosine) != h->rot / 2 || !ir_shape_same_rows(cosine, sine) ||
@@ -293,9 +295,9 @@ uint32_t rdu_attention(struct rdu_graph *g, uint32_t q, uint32_t k, uint32_t v,
     g->kv_heads = opt->kv_heads;
     g->head_dim = opt->head_dim;
     struct ir_key key;
-    ir_key_init(&key, IR_EXTERNAL, RDU_SECTION_LAYER,
-                ir_shape3(IR_ELEM_VOID, RDU_DIM_TOKENS, (int32_t)opt->kv_heads,
-                          (int32_t)opt->head_dim));
+    ir_key_init(
+        &key, IR_EXTERNAL, RDU_SECTION_LAYER,
+        ir_shape3(IR_ELEM_VOID, RDU_DIM_TOKENS, (int32_t)opt->kv_heads, (int32_t)opt->head_dim));
     uint32_t pos = ir_node_input(g, IR_INPUT_POS);
     key.which = IR_EXT_KV_APPEND;
     key.operand[0] = k;

@@ -1,5 +1,5 @@
-/* What an External means, in Loops: matmul (rules 5 and 6), adapter delta (7), KV append and attention
- * (9), copy. The interpreter runs these; the leaves must give the same bits. */
+/* What an External means, in Loops: matmul (rules 5 and 6), adapter delta (7), KV append and
+ * attention (9), copy. The interpreter runs these; the leaves must give the same bits. */
 #include <math.h>
 #include <string.h>
 
@@ -29,15 +29,13 @@ static struct ir_body *add_loop(struct ir_define *d, struct ir_shape shape)
 
 static uint32_t seq(struct ir_body *b, int32_t count, uint32_t init)
 {
-    struct ir_reduce_spec spec = {.kind = IR_REDUCE_SEQ, .count = count, .count_value = IR_NONE,
-                                  .init = {init}, .carried = 1};
-    return ir_reduce_begin(b, &spec);
+    return ir_reduce_over(b, IR_REDUCE_SEQ, count, init);
 }
 
 static uint32_t seq_value(struct ir_body *b, uint32_t count, uint32_t init)
 {
-    struct ir_reduce_spec spec = {.kind = IR_REDUCE_SEQ, .count = 0, .count_value = count,
-                                  .init = {init}, .carried = 1};
+    struct ir_reduce_spec spec = {
+        .kind = IR_REDUCE_SEQ, .count = 0, .count_value = count, .init = {init}, .carried = 1};
     return ir_reduce_begin(b, &spec);
 }
 
@@ -47,8 +45,8 @@ static uint32_t run_f32(struct ir_body *b, int32_t slot, uint32_t x, uint32_t ba
     uint32_t r = seq(b, count, ir_f32(b, 0.0f));
     uint32_t col = ir_op2(b, IR_ADD, base, ir_reduce_index(b, r));
     uint32_t w = ir_weight(b, IR_WEIGHT_F32, slot, ir_index(b, 1), col);
-    uint32_t p = ir_fma(b, w, ir_load2(b, x, IR_TYPE_F32, ir_index(b, 0), col),
-                        ir_reduce_carried(b, r, 0));
+    uint32_t p =
+        ir_fma(b, w, ir_load2(b, x, IR_TYPE_F32, ir_index(b, 0), col), ir_reduce_carried(b, r, 0));
     ir_reduce_end(b, r, &p);
     return ir_reduce_result(b, r, 0);
 }
@@ -84,13 +82,13 @@ static uint32_t dot_rank(struct ir_body *b, int32_t slot, uint32_t x)
     uint32_t p = ir_fma(b, w, ir_load2(b, x, IR_TYPE_F32, ir_index(b, 0), col),
                         ir_reduce_carried(b, inner, 0));
     ir_reduce_end(b, inner, &p);
-    uint32_t acc =
-        ir_op2(b, IR_ADD, ir_reduce_carried(b, outer, 0), ir_reduce_result(b, inner, 0));
+    uint32_t acc = ir_op2(b, IR_ADD, ir_reduce_carried(b, outer, 0), ir_reduce_result(b, inner, 0));
     ir_reduce_end(b, outer, &acc);
     return ir_reduce_result(b, outer, 0);
 }
 
-/* Sum of the stored activations of half a run, as rule 6 wants it for minima per 16: d * (float)sum. */
+/* Sum of the stored activations of half a run, as rule 6 wants it for minima per 16: d *
+ * (float)sum. */
 static uint32_t half_sum(struct ir_body *b, uint32_t block, int32_t half, uint32_t d)
 {
     uint32_t r = seq(b, IR_RUN / 2, ir_i32(b, 0));
@@ -102,8 +100,8 @@ static uint32_t half_sum(struct ir_body *b, uint32_t block, int32_t half, uint32
 }
 
 /* acc with the minima of a run added: one for the whole run, or one for each half. */
-static uint32_t add_minima(struct ir_body *b, int32_t slot, uint32_t block, uint32_t d, uint32_t acc,
-                           enum ir_matmul variant)
+static uint32_t add_minima(struct ir_body *b, int32_t slot, uint32_t block, uint32_t d,
+                           uint32_t acc, enum ir_matmul variant)
 {
     uint32_t row = ir_index(b, 1), first = ir_op2(b, IR_MUL, block, ir_i32(b, 2));
     uint32_t wm = ir_weight(b, IR_WEIGHT_M, slot, row, first);
@@ -175,7 +173,8 @@ static void define_append(const struct ir_node *n, struct ir_define *ret)
     }
 }
 
-/* Does token index(0) see absolute position `pos`? pos <= its own, and inside the layer's window. */
+/* Does token index(0) see absolute position `pos`? pos <= its own, and inside the layer's window.
+ */
 static uint32_t visible(struct ir_body *b, const struct ir_node *n, uint32_t pos)
 {
     uint32_t own = ir_load1(b, 2, IR_TYPE_I32, ir_index(b, 0));
@@ -220,10 +219,9 @@ static void define_scores(const struct ir_node *n, struct ir_define *ret, struct
 static void define_maxima(struct ir_define *ret, struct ir_shape shape, uint32_t scores)
 {
     struct ir_body *b = add_loop(ret, shape);
-    struct ir_reduce_spec spec = {.kind = IR_REDUCE_MAX, .count = IR_RUN, .count_value = IR_NONE,
-                                  .init = {ir_f32(b, -INFINITY)}, .carried = 1};
+    uint32_t init = ir_f32(b, -INFINITY);
     uint32_t base = ir_op2(b, IR_MUL, ir_index(b, 2), ir_i32(b, IR_RUN));
-    uint32_t r = ir_reduce_begin(b, &spec);
+    uint32_t r = ir_reduce_over(b, IR_REDUCE_MAX, IR_RUN, init);
     uint32_t at = ir_op2(b, IR_ADD, base, ir_reduce_index(b, r));
     uint32_t s = ir_load3(b, scores, IR_TYPE_F32, ir_index(b, 0), ir_index(b, 1), at);
     ir_reduce_end(b, r, &s);
@@ -246,10 +244,9 @@ static void define_weights(const struct ir_node *n, struct ir_define *ret, struc
 static void define_sums(struct ir_define *ret, struct ir_shape shape, uint32_t weights)
 {
     struct ir_body *b = add_loop(ret, shape);
-    struct ir_reduce_spec spec = {.kind = IR_REDUCE_SUM16, .count = IR_RUN, .count_value = IR_NONE,
-                                  .init = {ir_f32(b, 0.0f)}, .carried = 1};
+    uint32_t init = ir_f32(b, 0.0f);
     uint32_t base = ir_op2(b, IR_MUL, ir_index(b, 2), ir_i32(b, IR_RUN));
-    uint32_t r = ir_reduce_begin(b, &spec);
+    uint32_t r = ir_reduce_over(b, IR_REDUCE_SUM16, IR_RUN, init);
     uint32_t at = ir_op2(b, IR_ADD, base, ir_reduce_index(b, r));
     uint32_t p = ir_load3(b, weights, IR_TYPE_F32, ir_index(b, 0), ir_index(b, 1), at);
     uint32_t sum = ir_op2(b, IR_ADD, ir_reduce_carried(b, r, 0), p);
@@ -285,8 +282,11 @@ static void define_merge(const struct ir_node *n, struct ir_define *ret, uint32_
                                                 (int32_t)n->key.head_dim));
     uint32_t token = ir_index(b, 0), head = ir_index(b, 1);
     uint32_t zero = ir_f32(b, 0.0f), none = ir_f32(b, -INFINITY);
-    struct ir_reduce_spec spec = {.kind = IR_REDUCE_SEQ, .count = IR_DIM_CTX_BLOCKS,
-                                  .count_value = IR_NONE, .init = {none, zero, zero}, .carried = 3};
+    struct ir_reduce_spec spec = {.kind = IR_REDUCE_SEQ,
+                                  .count = IR_DIM_CTX_BLOCKS,
+                                  .count_value = IR_NONE,
+                                  .init = {none, zero, zero},
+                                  .carried = 3};
     uint32_t r = ir_reduce_begin(b, &spec);
     uint32_t block = ir_reduce_index(b, r);
     uint32_t m = ir_reduce_carried(b, r, 0), l = ir_reduce_carried(b, r, 1);

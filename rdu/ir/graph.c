@@ -1,11 +1,11 @@
-/* Owner of nodes: hash-consing (which is common-subexpression elimination), slots, constant tables and
- * the sticky error of a graph under construction. Nothing here knows an operator. */
+/* Owner of nodes: hash-consing (which is common-subexpression elimination), slots, constant tables
+ * and the sticky error of a graph under construction. Nothing here knows an operator. */
 #include <stdlib.h>
 #include <string.h>
 
 #include "rdu/ir/ir.h"
 
-/* ---- shapes -------------------------------------------------------------------------------------- */
+/* ---- shapes ---------------------------------------------------------------------------------- */
 
 struct ir_shape ir_shape2(enum ir_elem elem, int32_t rows, int32_t cols)
 {
@@ -47,7 +47,7 @@ size_t ir_elem_bytes(uint32_t elem)
     return elem == IR_ELEM_I8 ? 1 : 4;
 }
 
-/* ---- errors --------------------------------------------------------------------------------------- */
+/* ---- errors ---------------------------------------------------------------------------------- */
 
 void ir_fail(struct rdu_graph *g, const char *fmt, ...)
 {
@@ -66,7 +66,7 @@ bool ir_failed(const struct rdu_graph *g)
     return g->err.code != ERR_OK;
 }
 
-/* ---- open, close ------------------------------------------------------------------------------------ */
+/* ---- open, close ----------------------------------------------------------------------------- */
 
 struct rdu_graph *rdu_graph_open(const char *name, enum rdu_numerics numerics)
 {
@@ -101,7 +101,8 @@ void rdu_graph_close(struct rdu_graph **g)
     *g = NULL;
 }
 
-static uint32_t add_slot(struct rdu_graph *g, int scope, const char *name, uint32_t rows, uint32_t cols)
+static uint32_t add_slot(struct rdu_graph *g, int scope, const char *name, uint32_t rows,
+                         uint32_t cols)
 {
     struct rdu_slot_list *l = &g->slots[scope];
     if (l->count == g->slots_cap[scope]) {
@@ -150,7 +151,7 @@ struct rdu_graph *ir_graph_like(const struct rdu_graph *g)
     return n;
 }
 
-/* ---- nodes -------------------------------------------------------------------------------------------- */
+/* ---- nodes ----------------------------------------------------------------------------------- */
 
 void ir_key_init(struct ir_key *key, uint32_t kind, uint32_t section, struct ir_shape shape)
 {
@@ -259,7 +260,7 @@ uint32_t ir_node_loop(struct rdu_graph *g, struct ir_shape shape, const uint32_t
     return ir_node_add(g, &key, body);
 }
 
-/* ---- slots and tables ------------------------------------------------------------------------------------ */
+/* ---- slots and tables ------------------------------------------------------------------------ */
 
 struct rdu_slot_list *ir_slots(struct rdu_graph *g, uint32_t section)
 {
@@ -314,7 +315,7 @@ uint32_t rdu_const(struct rdu_graph *g, const char *name, const float *data, uin
     return ir_node_add(g, &key, NULL);
 }
 
-/* ---- sections ------------------------------------------------------------------------------------------------ */
+/* ---- sections -------------------------------------------------------------------------------- */
 
 static const char *const section_name[RDU_SECTIONS] = {"embed", "layer", "head"};
 
@@ -342,8 +343,8 @@ void rdu_graph_end(struct rdu_graph *g, uint32_t result)
         return;
     }
     if (!ir_failed(g) && result >= g->count)
-        ir_fail(g, "section %s ends with value %u, which does not exist",
-                section_name[g->current], result);
+        ir_fail(g, "section %s ends with value %u, which does not exist", section_name[g->current],
+                result);
     g->section[g->current].ended = true;
     g->section[g->current].result = result;
     g->current = -1;

@@ -1,12 +1,13 @@
-/* The interpreter from the outside: nodes of a section in order, each Loop as it is, each External by its
- * definition. Values live on the heap for the time they are needed: this is the oracle, not a server. */
+/* The interpreter from the outside: nodes of a section in order, each Loop as it is, each External
+ * by its definition. Values live on the heap for the time they are needed: this is the oracle, not
+ * a server. */
 #include <stdlib.h>
 #include <string.h>
 
 #include "rdu/ir/interp.h"
 #include "rdu/kernels/kernels.h"
 
-/* ---- preparation ---------------------------------------------------------------------------------- */
+/* ---- preparation ----------------------------------------------------------------------------- */
 
 static void lower_define(struct rdu_graph *g, const struct ir_node *n, struct ir_exec *x)
 {
@@ -55,7 +56,7 @@ void ir_exec_free(struct rdu_graph *g)
     g->exec = NULL;
 }
 
-/* ---- a run ------------------------------------------------------------------------------------------- */
+/* ---- a run ----------------------------------------------------------------------------------- */
 
 struct interp {
     struct ir_env env;
@@ -76,11 +77,16 @@ static uint32_t context_blocks(const struct rdu_args *a)
     return (end + RDU_KV_BLOCK - 1) / RDU_KV_BLOCK;
 }
 
-static struct ir_env env_open(const struct rdu_graph *g, const struct rdu_args *args, uint32_t section,
-                              uint32_t layer)
+static struct ir_env env_open(const struct rdu_graph *g, const struct rdu_args *args,
+                              uint32_t section, uint32_t layer)
 {
-    struct ir_env e = {.graph = g, .args = args, .section = section, .layer = layer,
-                       .kv_heads = g->kv_heads, .head_dim = g->head_dim, .n_tokens = args->n_tokens};
+    struct ir_env e = {.graph = g,
+                       .args = args,
+                       .section = section,
+                       .layer = layer,
+                       .kv_heads = g->kv_heads,
+                       .head_dim = g->head_dim,
+                       .n_tokens = args->n_tokens};
     e.ctx_blocks = context_blocks(args);
     e.tiles = ir_tiles_open();
     return e;
@@ -91,7 +97,8 @@ static struct ir_tensor tensor_new(const struct ir_env *e, const struct ir_shape
     size_t rows = ir_env_dim(e, s->dim[0]), mid = s->rank > 1 ? ir_env_dim(e, s->dim[1]) : 1;
     size_t last = s->rank > 2 ? ir_env_dim(e, s->dim[2]) : 1;
     struct ir_tensor t = {.row_stride = mid * last, .dim2 = (uint32_t)last, .elem = s->elem};
-    t.data = t.owned = mem_array(BASE_MAX(rows * mid * last, 1u), BASE_MAX(ir_elem_bytes(s->elem), 1u));
+    t.data = t.owned =
+        mem_array(BASE_MAX(rows * mid * last, 1u), BASE_MAX(ir_elem_bytes(s->elem), 1u));
     return t;
 }
 
@@ -175,12 +182,14 @@ static void run_delta(struct ir_env *e, const struct ir_node *n, const struct ir
     const struct ir_tensor *y = e->operand[0], *in = e->operand[1];
     size_t row_bytes = ir_shape_width(&n->key.shape) * sizeof(float);
     for (uint32_t t = 0; t < e->args->n_tokens; t++)
-        memcpy((float *)out->data + t * out->row_stride, (float *)y->data + t * y->row_stride, row_bytes);
+        memcpy((float *)out->data + t * out->row_stride, (float *)y->data + t * y->row_stride,
+               row_bytes);
     struct ir_env group = *e;
     size_t idx = (size_t)e->layer * e->graph->slots[1].count + n->key.slot;
     for (uint32_t gi = 0; gi < e->args->groups_count; gi++) {
         const struct rdu_token_group *g = &e->args->groups[gi];
-        struct ir_tensor rows = tensor_rows(out, g->token_from), x_rows = tensor_rows(in, g->token_from);
+        struct ir_tensor rows = tensor_rows(out, g->token_from),
+                         x_rows = tensor_rows(in, g->token_from);
         group.token_from = g->token_from;
         group.n_tokens = g->token_count;
         group.operand[0] = &rows; /* each element is read before it is written, by itself alone */
@@ -282,10 +291,10 @@ void rdu_interp_section(const struct rdu_program *p, const struct rdu_args *args
     ir_tiles_close(&it.env.tiles);
 }
 
-/* ---- one Loop on planned buffers ------------------------------------------------------------------------ */
+/* ---- one Loop on planned buffers ------------------------------------------------------------- */
 
-static struct ir_tensor buffer_of(const struct rdu_program *p, const struct rdu_args *args, uint32_t id,
-                                  char *arena)
+static struct ir_tensor buffer_of(const struct rdu_program *p, const struct rdu_args *args,
+                                  uint32_t id, char *arena)
 {
     if (id == RDU_BUF_X)
         return tensor_of(args->x, x_stride(p->width), IR_ELEM_F32);

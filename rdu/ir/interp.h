@@ -1,7 +1,7 @@
-/* The blocked interpreter's inside. A body is lowered once to a list of steps over registers; a register
- * is either uniform (one value per position of the outer domain) or a lane register (IR_LANES
- * neighbouring elements of the last dimension), so that one dispatch does up to IR_LANES elements.
- * Private to rdu/ir/. */
+/* The blocked interpreter's inside. A body is lowered once to a list of steps over registers; a
+ * register is either uniform (one value per position of the outer domain) or a lane register
+ * (IR_LANES neighbouring elements of the last dimension), so that one dispatch does up to
+ * IR_LANES elements. Private to rdu/ir/. */
 #ifndef SWITCHYARD_RDU_INTERP_H
 #define SWITCHYARD_RDU_INTERP_H
 
@@ -9,8 +9,8 @@
 
 #define IR_LANES 128
 
-/* d[i] = op(a[i], b[i], c[i]) for n lanes; in the variant with bit k set argument k is one value for
- * all lanes. d may be one of the arguments. */
+/* d[i] = op(a[i], b[i], c[i]) for n lanes; in the variant with bit k set argument k is one value
+ * for all lanes. d may be one of the arguments. */
 typedef void ir_ops_fn(void *d, const void *a, const void *b, const void *c, uint32_t n);
 struct ir_ops {
     ir_ops_fn *fn[IR_CODES][4][8]; /* by code, type of the first argument, variant */
@@ -26,13 +26,13 @@ void ir_ops_avx2(struct ir_ops *ret); /* the same source for AVX2 and FMA: the s
 const struct ir_ops *ir_ops(void);
 
 enum ir_step_kind {
-    STEP_OP, STEP_CLAMP, STEP_DIM, STEP_ARG, STEP_LOAD, STEP_WEIGHT, STEP_VECTOR, STEP_KV, STEP_KV_PUT,
-    STEP_REDUCE,
+    STEP_OP, STEP_CLAMP, STEP_DIM, STEP_ARG, STEP_LOAD, STEP_WEIGHT, STEP_VECTOR, STEP_KV,
+    STEP_KV_PUT, STEP_REDUCE,
 };
 struct ir_reg {
     uint32_t at;    /* offset into the register file, in 4-byte units */
     bool lane;
-    int32_t stride; /* i32 values: difference between neighbouring lanes; 0 uniform, IR_STRIDE_ANY */
+    int32_t stride; /* of an i32 value between neighbouring lanes: 0 uniform, IR_STRIDE_ANY */
 };
 #define IR_STRIDE_ANY INT32_MIN
 struct ir_step {
@@ -45,7 +45,7 @@ struct ir_step {
     /* REDUCE: steps [this + 1, end) are its body */
     uint32_t end, reduce, carried, index;      /* index: register of the reduce index */
     struct ir_reg carry[IR_CARRIED], yield[IR_CARRIED];
-    bool in_place[IR_CARRIED];                 /* the yielded value is computed right into the carry */
+    bool in_place[IR_CARRIED];                 /* the yielded value is computed in the carry */
 };
 struct ir_exec_loop {
     struct ir_shape shape;
@@ -56,7 +56,7 @@ struct ir_exec_loop {
     struct ir_reg result;                      /* at == IR_NONE for a foreach */
     struct { uint32_t at; int32_t bits; } *consts;
     uint32_t consts_count;
-    bool by_weight_rows;                       /* lanes are weight rows: rows outside, tokens inside */
+    bool by_weight_rows;                       /* lanes are weight rows: tokens innermost */
 };
 struct ir_exec {
     struct ir_exec_loop *loops[IR_MATMULS];
@@ -65,7 +65,7 @@ struct ir_exec {
 void ir_lower(const struct ir_body *b, const struct ir_shape *shape, struct ir_exec_loop *ret);
 void ir_lower_done(struct ir_exec_loop *l);
 
-/* ---- what a run reads ---------------------------------------------------------------------------- */
+/* ---- what a run reads ------------------------------------------------------------------------ */
 
 struct ir_tensor {
     void *data;
@@ -89,7 +89,7 @@ uint32_t ir_env_dim(const struct ir_env *e, int32_t dim);
 /* Run the whole domain; out NULL for a foreach. */
 void ir_run_loop(const struct ir_exec_loop *l, const struct ir_env *e, const struct ir_tensor *out);
 
-/* ---- weights ------------------------------------------------------------------------------------- */
+/* ---- weights --------------------------------------------------------------------------------- */
 
 /* A weight matrix of the environment: the slot's, or a delta's A or B. */
 struct rdu_weight ir_env_weight(const struct ir_env *e, int32_t slot);
@@ -97,8 +97,8 @@ struct rdu_weight ir_env_weight(const struct ir_env *e, int32_t slot);
 struct ir_tiles *ir_tiles_open(void);
 void ir_tiles_close(struct ir_tiles **t);
 /* n lanes of WEIGHT_*: rows row .. row + n - 1 at one column (block, half). Returns [n] values. */
-const void *ir_tiles_rows(struct ir_tiles *t, const struct rdu_weight *w, uint32_t code, uint32_t row,
-                          uint32_t n, uint32_t col);
+const void *ir_tiles_rows(struct ir_tiles *t, const struct rdu_weight *w, uint32_t code,
+                          uint32_t row, uint32_t n, uint32_t col);
 /* One value anywhere; neighbours are cached. The bits of an f32 or i32. */
 int32_t ir_tiles_one(struct ir_tiles *t, const struct rdu_weight *w, uint32_t code, uint32_t row,
                      uint32_t col);

@@ -1,6 +1,6 @@
-/* Lowering a body to steps: which values are the same for all lanes of a block, how far neighbouring
- * lanes of an index are apart (contiguous loads become copies), where each value lives, and which
- * carried values may be updated in place. */
+/* Lowering a body to steps: which values are the same for all lanes of a block, how far
+ * neighbouring lanes of an index are apart (contiguous loads become copies), where each value
+ * lives, and which carried values may be updated in place. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -10,14 +10,14 @@ struct lower {
     const struct ir_body *b;
     const struct ir_shape *shape;
     struct ir_exec_loop *out;
-    struct ir_reg *reg;          /* [ops] */
-    bool *lane;                  /* [ops] */
+    struct ir_reg *reg;                 /* [ops] */
+    bool *lane;                         /* [ops] */
     struct ir_reg (*carry)[IR_CARRIED]; /* [ops], reduces only */
     bool (*lane_carry)[IR_CARRIED];
-    bool *in_place;              /* [ops]: a yielded value that lives in its carry register */
+    bool *in_place; /* [ops]: a yielded value that lives in its carry register */
 };
 
-/* ---- uniform or lane ----------------------------------------------------------------------------- */
+/* ---- uniform or lane ------------------------------------------------------------------------- */
 
 static bool any_lane(const struct lower *l, const struct ir_op *op)
 {
@@ -46,7 +46,8 @@ static bool is_lane(const struct lower *l, uint32_t id)
     }
 }
 
-/* A carried value is a lane value if it ever becomes one: a fixed point, reached in a few rounds. */
+/* A carried value is a lane value if it ever becomes one: a fixed point, reached in a few rounds.
+ */
 static void find_lanes(struct lower *l)
 {
     for (bool changed = true; changed;) {
@@ -67,7 +68,7 @@ static void find_lanes(struct lower *l)
     }
 }
 
-/* ---- strides of indices ------------------------------------------------------------------------------ */
+/* ---- strides of indices ---------------------------------------------------------------------- */
 
 static bool const_value(const struct ir_body *b, uint32_t id, int32_t *ret)
 {
@@ -103,18 +104,19 @@ static int32_t stride_of(const struct lower *l, uint32_t id)
     return overflow ? IR_STRIDE_ANY : ret;
 }
 
-/* ---- registers ------------------------------------------------------------------------------------------ */
+/* ---- registers ------------------------------------------------------------------------------- */
 
 static struct ir_reg new_reg(struct lower *l, bool lane)
 {
     struct ir_reg r = {.at = l->out->regs, .lane = lane, .stride = lane ? IR_STRIDE_ANY : 0};
-    /* Uniform registers are kept apart by a cache line's worth of nothing: simple, and small anyway. */
+    /* Uniform registers are kept apart by a cache line's worth of nothing: simple, and small
+     * anyway. */
     l->out->regs += lane ? IR_LANES : 16;
     return r;
 }
 
-/* May the op that yields carried value k of reduce r write the carry register itself? Only if nothing
- * reads the old value after it: later ops of the region, or another yield. */
+/* May the op that yields carried value k of reduce r write the carry register itself? Only if
+ * nothing reads the old value after it: later ops of the region, or another yield. */
 static bool can_update_in_place(const struct lower *l, uint32_t r, uint32_t k)
 {
     const struct ir_op *reduce = &l->b->ops[r];
@@ -201,7 +203,7 @@ static void place_values(struct lower *l)
     }
 }
 
-/* ---- steps ------------------------------------------------------------------------------------------------- */
+/* ---- steps ----------------------------------------------------------------------------------- */
 
 static bool makes_step(const struct ir_op *op)
 {
@@ -267,7 +269,8 @@ static void reduce_step(const struct lower *l, uint32_t id, struct ir_step *s)
 
 static void emit_op(struct lower *l, uint32_t id);
 
-/* Emit the ops [from, to) that belong to `parent`; at top level only lane ones or only uniform ones. */
+/* Emit the ops [from, to) that belong to `parent`; at top level only lane ones or only uniform
+ * ones. */
 static void emit_region(struct lower *l, uint32_t parent, uint32_t from, uint32_t to)
 {
     for (uint32_t i = from; i < to; i++) {
@@ -324,7 +327,8 @@ static void find_per_block(const struct lower *l, bool *per_block)
     for (uint32_t i = 0; i < l->b->count; i++) {
         const struct ir_op *op = &l->b->ops[i];
         uint32_t arg[5], count = ir_op_args(op, arg);
-        per_block[i] = l->lane[i] || (op->code == IR_REDUCE ? reduce_has_lanes(l, i) : op->type == IR_TYPE_NONE);
+        per_block[i] = l->lane[i] ||
+                       (op->code == IR_REDUCE ? reduce_has_lanes(l, i) : op->type == IR_TYPE_NONE);
         for (uint32_t k = 0; k < count; k++)
             per_block[i] |= per_block[arg[k]];
         if (op->code != IR_REDUCE)
@@ -332,7 +336,8 @@ static void find_per_block(const struct lower *l, bool *per_block)
         for (uint32_t k = 0; k < op->carried; k++)
             per_block[i] |= op->yield[k] < i && per_block[op->yield[k]];
         for (uint32_t inner = i + 1; inner < op->end; inner++) {
-            for (uint32_t k = 0; l->b->ops[inner].code == IR_REDUCE && k < l->b->ops[inner].carried; k++) {
+            for (uint32_t k = 0; l->b->ops[inner].code == IR_REDUCE && k < l->b->ops[inner].carried;
+                 k++) {
                 uint32_t y = l->b->ops[inner].yield[k];
                 per_block[i] |= y < i && per_block[y];
             }
@@ -402,7 +407,7 @@ void ir_lower_done(struct ir_exec_loop *l)
     free(l->consts);
 }
 
-/* ---- one op on constants -------------------------------------------------------------------------------------- */
+/* ---- one op on constants --------------------------------------------------------------------- */
 
 bool ir_fold(const struct ir_op *op, const int32_t *bits, int32_t *ret_bits, enum ir_type arg_type)
 {

@@ -1,6 +1,6 @@
-/* The interpreter's arithmetic over blocks of lanes. Compiled twice, for the baseline and for AVX2 with
- * FMA (IR_OPS_INIT names the entry); every operation is exact or rounds once, so both give the same
- * bits. Nothing here knows bodies or graphs. */
+/* The interpreter's arithmetic over blocks of lanes. Compiled twice, for the baseline and for
+ * AVX2 with FMA (IR_OPS_INIT names the entry); every operation is exact or rounds once, so both
+ * give the same bits. Nothing here knows bodies or graphs. */
 #include <math.h>
 #include <string.h>
 
@@ -14,7 +14,8 @@
 
 /* d may equal an argument; then lane i only meets lane i, so there is nothing to order. */
 #ifdef __clang__
-#define LANES(i, n) _Pragma("clang loop vectorize(assume_safety)") for (uint32_t i = 0; i < (n); i++)
+#define LANES(i, n)                                                                                \
+    _Pragma("clang loop vectorize(assume_safety)") for (uint32_t i = 0; i < (n); i++)
 #else
 #define LANES(i, n) _Pragma("GCC ivdep") for (uint32_t i = 0; i < (n); i++)
 #endif
@@ -135,7 +136,8 @@ static void narrow(int8_t *d, const int32_t *a, uint32_t n)
 
 static void halves(float *d, const uint16_t *a, uint32_t n)
 {
-    LANES(i, n) d[i] = rdu_half_load(a[i]);
+    for (uint32_t i = 0; i < n; i++)
+        d[i] = rdu_half_load(a[i]);
 }
 
 static void set_two(struct ir_ops *o, uint32_t code, uint32_t type, ir_ops_fn *vv, ir_ops_fn *sv,

@@ -1,4 +1,5 @@
-/* Running a lowered loop: rows of the outer domain one by one, the last dimension in blocks of lanes. */
+/* Running a lowered loop: rows of the outer domain one by one, the last dimension in blocks of
+ * lanes. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -61,7 +62,7 @@ static uint32_t lanes_of(const struct vm *m, const struct ir_step *s)
     return s->dst.lane ? m->n : 1;
 }
 
-/* ---- loads ---------------------------------------------------------------------------------------- */
+/* ---- loads ----------------------------------------------------------------------------------- */
 
 /* Element offset of lane i. */
 static size_t offset_of(const struct vm *m, const struct ir_step *s, const struct ir_tensor *t,
@@ -76,7 +77,8 @@ static size_t offset_of(const struct vm *m, const struct ir_step *s, const struc
     return at + (size_t)(uint32_t)lane_of(m, s, 1, i) * t->dim2 + (uint32_t)lane_of(m, s, 2, i);
 }
 
-/* Do the lanes follow each other in memory? All indices but the last uniform, the last rising by 1. */
+/* Do the lanes follow each other in memory? All indices but the last uniform, the last rising by 1.
+ */
 static bool is_contiguous(const struct ir_step *s)
 {
     for (uint32_t k = 0; k + 1 < s->args; k++) {
@@ -137,7 +139,7 @@ static void load_vector(struct vm *m, const struct ir_step *s)
         memcpy(m->regs + s->dst.at + i, data + (uint32_t)lane_of(m, s, 0, i), sizeof(float));
 }
 
-/* ---- KV ------------------------------------------------------------------------------------------------ */
+/* ---- KV -------------------------------------------------------------------------------------- */
 
 static size_t kv_elem_bytes(const struct ir_env *e)
 {
@@ -149,8 +151,8 @@ static char *kv_block(const struct ir_env *e, uint32_t token, uint32_t head, uin
     const struct rdu_args *a = e->args;
     uint32_t per_page = a->kv_page_tokens / RDU_KV_BLOCK;
     char *page = a->kv_pages[a->seq[e->token_from + token]][pos / a->kv_page_tokens];
-    size_t block = ((size_t)e->layer * e->kv_heads + head) * per_page +
-                   pos % a->kv_page_tokens / RDU_KV_BLOCK;
+    size_t block =
+        ((size_t)e->layer * e->kv_heads + head) * per_page + pos % a->kv_page_tokens / RDU_KV_BLOCK;
     return page + block * 2 * RDU_KV_BLOCK * e->head_dim * kv_elem_bytes(e);
 }
 
@@ -185,8 +187,9 @@ static void kv_write(const struct ir_env *e, char *block, size_t at, float v)
     }
 }
 
-/* One sequence, head and d over neighbouring positions, or one position over neighbouring d: runs of
- * lanes inside one block are contiguous in the page. Returns the lanes done from i on, 0 if not so. */
+/* One sequence, head and d over neighbouring positions, or one position over neighbouring d: runs
+ * of lanes inside one block are contiguous in the page. Returns the lanes done from i on, 0 if not
+ * so. */
 static uint32_t kv_run(struct vm *m, const struct ir_step *s, uint32_t i)
 {
     bool is_k = s->code == IR_KV_K;
@@ -199,10 +202,12 @@ static uint32_t kv_run(struct vm *m, const struct ir_step *s, uint32_t i)
         run++;
     if (run == 0)
         return 0;
-    const char *block = kv_block(m->e, (uint32_t)lane_of(m, s, 0, 0), (uint32_t)lane_of(m, s, 1, 0), pos);
+    const char *block =
+        kv_block(m->e, (uint32_t)lane_of(m, s, 0, 0), (uint32_t)lane_of(m, s, 1, 0), pos);
     const char *from = block + kv_at(m->e, is_k, pos, d) * kv_elem_bytes(m->e);
     if (m->e->args->kv_type == RDU_KV_F16)
-        m->ops->halves((float *)(m->regs + s->dst.at + i), (const uint16_t *)(const void *)from, run);
+        m->ops->halves((float *)(m->regs + s->dst.at + i), (const uint16_t *)(const void *)from,
+                       run);
     else
         memcpy(m->regs + s->dst.at + i, from, run * sizeof(float));
     return run;
@@ -239,12 +244,12 @@ static void kv_put(struct vm *m, const struct ir_step *s)
         float v;
         int32_t bits = lane_of(m, s, 4, i);
         memcpy(&v, &bits, sizeof(v));
-        kv_write(m->e, block, kv_at(m->e, s->code == IR_KV_PUT_K, pos, (uint32_t)lane_of(m, s, 3, i)),
-                 v);
+        kv_write(m->e, block,
+                 kv_at(m->e, s->code == IR_KV_PUT_K, pos, (uint32_t)lane_of(m, s, 3, i)), v);
     }
 }
 
-/* ---- reduces --------------------------------------------------------------------------------------------- */
+/* ---- reduces --------------------------------------------------------------------------------- */
 
 static void run_steps(struct vm *m, uint32_t from, uint32_t to);
 
@@ -278,7 +283,8 @@ static void run_seq(struct vm *m, const struct ir_step *s, uint32_t body, uint32
             else if (s->carry[k].lane && !s->yield[k].lane)
                 m->ops->fill(m->regs + s->carry[k].at, side[k], m->n);
             else
-                memcpy(m->regs + s->carry[k].at, side[k], (s->carry[k].lane ? m->n : 1) * sizeof(int32_t));
+                memcpy(m->regs + s->carry[k].at, side[k],
+                       (s->carry[k].lane ? m->n : 1) * sizeof(int32_t));
         }
     }
 }
@@ -315,7 +321,8 @@ static void run_max(struct vm *m, const struct ir_step *s, uint32_t body, uint32
     for (uint32_t i = 0; i < count; i++) {
         m->regs[s->index] = (int32_t)i;
         run_steps(m, body, s->end);
-        max(m->regs + carry.at, m->regs + carry.at, m->regs + yield.at, NULL, carry.lane ? m->n : 1);
+        max(m->regs + carry.at, m->regs + carry.at, m->regs + yield.at, NULL,
+            carry.lane ? m->n : 1);
     }
 }
 
@@ -334,7 +341,7 @@ static void run_reduce(struct vm *m, const struct ir_step *s, uint32_t body)
         run_seq(m, s, body, count);
 }
 
-/* ---- steps ---------------------------------------------------------------------------------------------------- */
+/* ---- steps ----------------------------------------------------------------------------------- */
 
 static void clamp(struct vm *m, const struct ir_step *s)
 {
@@ -360,8 +367,8 @@ static void run_step(struct vm *m, const struct ir_step *s)
     switch (s->kind) {
     case STEP_OP:
         s->fn(m->regs + s->dst.at, m->regs + s->arg[0].at,
-              m->regs + (s->args > 1 ? s->arg[1].at : 0), m->regs + (s->args > 2 ? s->arg[2].at : 0),
-              lanes_of(m, s));
+              m->regs + (s->args > 1 ? s->arg[1].at : 0),
+              m->regs + (s->args > 2 ? s->arg[2].at : 0), lanes_of(m, s));
         break;
     case STEP_CLAMP:
         clamp(m, s);
@@ -406,7 +413,7 @@ static void run_steps(struct vm *m, uint32_t from, uint32_t to)
     }
 }
 
-/* ---- the domain ------------------------------------------------------------------------------------------------- */
+/* ---- the domain ------------------------------------------------------------------------------ */
 
 static void set_index(struct vm *m, uint32_t dim, uint32_t value)
 {
@@ -447,8 +454,8 @@ struct domain {
     uint32_t size[IR_DIMS], rank;
 };
 
-static void run_block(struct vm *m, const struct domain *d, uint32_t row, uint32_t mid, uint32_t from,
-                      const struct ir_tensor *out)
+static void run_block(struct vm *m, const struct domain *d, uint32_t row, uint32_t mid,
+                      uint32_t from, const struct ir_tensor *out)
 {
     uint32_t last = d->rank - 1, size = d->size[last];
     set_lanes(m, last, from, BASE_MIN(size - from, (uint32_t)IR_LANES));
@@ -471,7 +478,8 @@ static void run_row(struct vm *m, const struct domain *d, uint32_t row, uint32_t
         run_block(m, d, row, mid, from, out);
 }
 
-/* Weight rows in the lanes: all tokens for one block of rows, so that decoded weights are used again. */
+/* Weight rows in the lanes: all tokens for one block of rows, so that decoded weights are used
+ * again. */
 static void run_by_rows(struct vm *m, const struct domain *d, const struct ir_tensor *out)
 {
     for (uint32_t from = 0; from < d->size[1]; from += IR_LANES) {

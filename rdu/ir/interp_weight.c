@@ -1,6 +1,6 @@
-/* Weights as the interpreter reads them. Decoding one element of a packed block costs as much as decoding
- * its whole run of 32, so runs are decoded once for a block of rows (a tile) and kept while the rows stay
- * the same: one decode per step whatever the number of tokens. */
+/* Weights as the interpreter reads them. Decoding one element of a packed block costs as much as
+ * decoding its whole run of 32, so runs are decoded once for a block of rows (a tile) and kept
+ * while the rows stay the same: one decode per step whatever the number of tokens. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -15,8 +15,8 @@
 struct tile {
     const void *data;
     uint32_t row, n, col, cols, code;
-    int32_t *value;            /* [cols][IR_LANES]: f32 or i32 bits */
-    size_t value_cols;         /* allocated */
+    int32_t *value;    /* [cols][IR_LANES]: f32 or i32 bits */
+    size_t value_cols; /* allocated */
     float d[IR_LANES], m[2][IR_LANES];
 };
 /* One row's decoded run or block, for loads that do not run along rows. */
@@ -50,11 +50,13 @@ struct rdu_weight ir_env_weight(const struct ir_env *e, int32_t slot)
 {
     const struct rdu_delta *d = e->delta;
     if (slot == IR_SLOT_A) {
-        struct rdu_weight a = {.data = d->a, .rows = d->rank, .cols = e->delta_cols, .type = d->a_type};
+        struct rdu_weight a = {
+            .data = d->a, .rows = d->rank, .cols = e->delta_cols, .type = d->a_type};
         return a;
     }
     if (slot == IR_SLOT_B) {
-        struct rdu_weight b = {.data = d->b, .rows = e->delta_rows, .cols = d->rank, .type = d->b_type};
+        struct rdu_weight b = {
+            .data = d->b, .rows = e->delta_rows, .cols = d->rank, .type = d->b_type};
         return b;
     }
     if (e->section != RDU_SECTION_LAYER)
@@ -82,8 +84,8 @@ static const uint8_t *block_of(const struct rdu_weight *w, uint32_t row, uint32_
     return data + idx * info->block_bytes * RDU_GROUP;
 }
 
-/* By runs of 32? Q3_K and Q6_K fold signed scales into their integers, which would lose the sign of a
- * zero: as floats they are decoded by the block. */
+/* By runs of 32? Q3_K and Q6_K fold signed scales into their integers, which would lose the sign of
+ * a zero: as floats they are decoded by the block. */
 static bool is_by_run(enum rdu_type type, uint32_t code)
 {
     return rdu_type_has_q8(type) &&
@@ -99,8 +101,8 @@ static uint32_t span_of(const struct rdu_weight *w, uint32_t code)
 }
 
 /* Row `row`, columns [col, col + cols) to value[i * step], as floats or stored integers. */
-static void decode(const struct rdu_weight *w, uint32_t code, uint32_t row, uint32_t col, uint32_t cols,
-                   int32_t *value, size_t step, struct rdu_run *run)
+static void decode(const struct rdu_weight *w, uint32_t code, uint32_t row, uint32_t col,
+                   uint32_t cols, int32_t *value, size_t step, struct rdu_run *run)
 {
     if (is_by_run(w->type, code)) {
         unsigned number = col % rdu_type_info(w->type)->block_elems / IR_RUN;
@@ -168,7 +170,8 @@ const void *ir_tiles_rows(struct ir_tiles *tiles, const struct rdu_weight *w, ui
     uint32_t form = code == IR_WEIGHT_F32 ? IR_WEIGHT_F32 : IR_WEIGHT_Q;
     uint32_t at = column_of(code, col), span = span_of(w, form), first = at / span * span;
     struct tile *t = &tiles->tile[first / span % TILES];
-    if (t->data != identity(w) || t->row != row || t->n != n || t->col != first || t->code != form) {
+    if (t->data != identity(w) || t->row != row || t->n != n || t->col != first ||
+        t->code != form) {
         t->data = identity(w);
         t->row = row;
         t->n = n;
@@ -184,8 +187,8 @@ const void *ir_tiles_rows(struct ir_tiles *tiles, const struct rdu_weight *w, ui
     return t->value + (size_t)(at - first) * IR_LANES;
 }
 
-int32_t ir_tiles_one(struct ir_tiles *tiles, const struct rdu_weight *w, uint32_t code, uint32_t row,
-                     uint32_t col)
+int32_t ir_tiles_one(struct ir_tiles *tiles, const struct rdu_weight *w, uint32_t code,
+                     uint32_t row, uint32_t col)
 {
     uint32_t form = code == IR_WEIGHT_F32 ? IR_WEIGHT_F32 : IR_WEIGHT_Q;
     uint32_t at = column_of(code, col), span = span_of(w, form), first = at / span * span;

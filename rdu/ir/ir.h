@@ -1,9 +1,10 @@
-/* The program as patterns, private to rdu/. A graph is a DAG of hash-consed nodes in topological order
- * (an operand's id is below its user's). A Loop is one parallel pattern: a domain of 1-3 sizes and one
- * body of typed scalar SSA that says what a single element is; nested reduces live inside the body, a
- * guard lives in the same block as the value it guards. An External names a leaf that is worth
- * hand-writing (matmul, attention, ...) and carries its own definition in Loops, so that everything
- * can be interpreted: the interpreter is the oracle of every other execution level. */
+/* The program as patterns, private to rdu/. A graph is a DAG of hash-consed nodes in topological
+ * order (an operand's id is below its user's). A Loop is one parallel pattern: a domain of 1-3
+ * sizes and one body of typed scalar SSA that says what a single element is; nested reduces live
+ * inside the body, a guard lives in the same block as the value it guards. An External names a
+ * leaf that is worth hand-writing (matmul, attention, ...) and carries its own definition in
+ * Loops, so that everything can be interpreted: the interpreter is the oracle of every other
+ * execution level. */
 #ifndef SWITCHYARD_RDU_IR_H
 #define SWITCHYARD_RDU_IR_H
 
@@ -49,9 +50,9 @@ struct ir_shape {
     X(NEG, 1) X(ABS, 1) X(SQRT, 1) X(EXP, 1) X(TANH, 1) X(RINT, 1) X(TO_F32, 1) X(TO_I32, 1)       \
     X(CLAMP, 1)        /* i32 into [0, imm), imm a size: what makes a gathered index safe */       \
     X(LT, 2) X(LE, 2) X(EQ, 2) X(AND, 2) X(OR, 2) X(NOT, 1) X(SELECT, 3)                           \
-    X(LOAD, 3)         /* imm-th operand at 1, 2 (row, column of the flattened rest) or 3 indices */ \
+    X(LOAD, 3)         /* imm-th operand at 1, 2 (row, flat column) or 3 indices */         \
     X(WEIGHT_F32, 2)   /* imm: slot; row, column -> dequantised */                                 \
-    X(VECTOR, 1)       /* imm: slot of one row, which is stored as plain f32; column */              \
+    X(VECTOR, 1)       /* imm: slot of one row, stored as plain f32; column */              \
     X(WEIGHT_Q, 2)     /* row, column -> stored integer, times its scale per 16 if it has one */   \
     X(WEIGHT_D, 2)     /* row, block of 32 -> scale of the run */                                  \
     X(WEIGHT_M, 2)     /* row, half run of 16 -> its minimum */                                    \
@@ -69,8 +70,9 @@ enum ir_code {
 const char *ir_code_name(uint32_t code);
 uint32_t ir_code_args(uint32_t code);
 
-/* SEQ: in rising order, any number of carried values. SUM16: rule 1, one value that starts at 0. MAX:
- * one value from its initial one, the yielded value is the candidate, a NaN never wins; any order. */
+/* SEQ: in rising order, any number of carried values. SUM16: rule 1, one value that starts at 0.
+ * MAX: one value from its initial one, the yielded value is the candidate, a NaN never wins; any
+ * order. */
 enum ir_reduce { IR_REDUCE_SEQ, IR_REDUCE_SUM16, IR_REDUCE_MAX };
 
 /* Pseudo slots of a delta's two matrices. */
@@ -107,7 +109,8 @@ uint32_t ir_i32(struct ir_body *b, int32_t v);
 uint32_t ir_index(struct ir_body *b, uint32_t dim);
 uint32_t ir_dim(struct ir_body *b, int32_t dim); /* DIM, or CONST if it is one */
 uint32_t ir_op1(struct ir_body *b, enum ir_code code, uint32_t a);             /* type of a */
-uint32_t ir_op2(struct ir_body *b, enum ir_code code, uint32_t a, uint32_t c); /* type of a, bool for compares */
+/* Type of a; bool for compares. */
+uint32_t ir_op2(struct ir_body *b, enum ir_code code, uint32_t a, uint32_t c);
 uint32_t ir_fma(struct ir_body *b, uint32_t a, uint32_t c, uint32_t d);
 uint32_t ir_select(struct ir_body *b, uint32_t cond, uint32_t yes, uint32_t no);
 uint32_t ir_clamp(struct ir_body *b, uint32_t i, int32_t size);
@@ -124,6 +127,8 @@ struct ir_reduce_spec {
     uint32_t init[IR_CARRIED], carried;
 };
 uint32_t ir_reduce_begin(struct ir_body *b, const struct ir_reduce_spec *spec);
+/* The usual one: a constant or symbolic count, one carried value. */
+uint32_t ir_reduce_over(struct ir_body *b, enum ir_reduce kind, int32_t count, uint32_t init);
 uint32_t ir_reduce_index(struct ir_body *b, uint32_t reduce);
 uint32_t ir_reduce_carried(struct ir_body *b, uint32_t reduce, uint32_t which);
 void ir_reduce_end(struct ir_body *b, uint32_t reduce, const uint32_t *yield);
@@ -136,8 +141,8 @@ enum ir_input { IR_INPUT_X, IR_INPUT_TOKENS, IR_INPUT_POS, IR_INPUT_OUTS };
 enum ir_external { IR_EXT_MATMUL, IR_EXT_DELTA, IR_EXT_KV_APPEND, IR_EXT_ATTENTION, IR_EXT_COPY };
 enum ir_effect { IR_PURE = 0, IR_READS_KV = 1, IR_WRITES_KV = 2 };
 
-/* Which operator a Loop came from. It is a hint, not a promise: a pass that wants to use a leaf makes
- * the operator's body again from the hint and compares (ir_loop_is). */
+/* Which operator a Loop came from. It is a hint, not a promise: a pass that wants to use a leaf
+ * makes the operator's body again from the hint and compares (ir_loop_is). */
 enum ir_oper {
     IR_OPER_NONE, IR_OPER_EMBED, IR_OPER_NORM, IR_OPER_QUANT_D, IR_OPER_QUANT_Q, IR_OPER_QUANT_S,
     IR_OPER_ADD, IR_OPER_ADD_BIAS, IR_OPER_SCALE, IR_OPER_SOFTCAP, IR_OPER_SILU_MUL,
@@ -191,7 +196,7 @@ struct ir_counts {
     uint32_t nodes_before, nodes_after;
     uint32_t ops_before, ops_after; /* scalar operations in loop bodies */
     uint32_t copies;                /* loops that only copied */
-    uint32_t hoisted;               /* loops that run on wanted outputs only, instead of all tokens */
+    uint32_t hoisted;               /* nodes made for wanted outputs only */
     struct ir_simplify_counts body;
 };
 struct rdu_graph {
@@ -239,7 +244,8 @@ uint32_t ir_node_loop(struct rdu_graph *g, struct ir_shape shape, const uint32_t
 /* An empty graph of the same name, numerics, slots and tables: what a rewriting pass fills. */
 struct rdu_graph *ir_graph_like(const struct rdu_graph *g);
 
-/* ==== operators as bodies, Externals as Loops ================================================== */
+/* ==== operators as bodies, Externals as Loops
+ * ================================================== */
 
 /* Body of the operator over `shape`; false if it has none (then b is untouched). */
 bool ir_oper_body(const struct ir_hint *hint, const struct ir_shape *shape, struct ir_body *b);
@@ -248,12 +254,14 @@ bool ir_loop_is(const struct ir_node *n, enum ir_oper oper);
 
 /* The same value with less work: constants folded, identities applied, invariant ops moved out of
  * reduces, dead ops dropped. Bit-exact. counts NULL = not wanted, else added to. */
-void ir_body_simplify(const struct ir_body *b, struct ir_body *ret, struct ir_simplify_counts *counts);
+void ir_body_simplify(const struct ir_body *b, struct ir_body *ret,
+                      struct ir_simplify_counts *counts);
 /* If the Loop only copies an operand of its own shape: which operand. */
-bool ir_loop_is_copy(const struct ir_node *n, const struct ir_shape *operand_shapes, uint32_t *ret_operand);
+bool ir_loop_is_copy(const struct ir_node *n, const struct ir_shape *operand_shapes,
+                     uint32_t *ret_operand);
 
-/* Loops of a definition read the External's operands as 0..7 and the results of earlier Loops of the
- * definition as IR_OPERANDS + their number. The last Loop is the value (a foreach has none). */
+/* Loops of a definition read the External's operands as 0..7 and the results of earlier Loops of
+ * the definition as IR_OPERANDS + their number. The last Loop is the value (a foreach has none). */
 #define IR_DEFINE_LOOPS 8
 struct ir_loop {
     struct ir_shape shape;
@@ -294,8 +302,8 @@ enum err_code ir_verify_body(const struct ir_body *b, const struct ir_shape *sha
 void ir_body_print(const struct ir_body *b, const char *indent, struct buf *out);
 void ir_node_print(const struct rdu_graph *g, uint32_t id, struct buf *out);
 
-/* Arguments an op reads, carried initial values and the count of a REDUCE included; returns how many
- * (at most 5). */
+/* Arguments an op reads, carried initial values and the count of a REDUCE included; returns how
+ * many (at most 5). */
 uint32_t ir_op_args(const struct ir_op *op, uint32_t ret[5]);
 
 /* ==== interpretation ========================================================================== */

@@ -1,6 +1,6 @@
-/* Every operator as the body of a Loop: the one place that says, in the IR, what rdu/README.md says in
- * words. A body is a function of the hint and the domain alone, so that a pass can make it again and
- * compare: that is how a leaf is proven to stand for a Loop. */
+/* Every operator as the body of a Loop: the one place that says, in the IR, what rdu/README.md says
+ * in words. A body is a function of the hint and the domain alone, so that a pass can make it again
+ * and compare: that is how a leaf is proven to stand for a Loop. */
 #include <string.h>
 
 #include "rdu/ir/ir.h"
@@ -8,8 +8,8 @@
 const char *ir_oper_name(uint32_t oper)
 {
     static const char *const name[IR_OPERS] = {
-        "loop",  "embed",   "norm",     "quantize_d", "quantize_q", "quantize_s", "add", "add_bias",
-        "scale", "softcap", "silu_mul", "gelu_mul",   "rope",       "take_outs"};
+        "loop",     "embed", "norm",    "quantize_d", "quantize_q", "quantize_s", "add",
+        "add_bias", "scale", "softcap", "silu_mul",   "gelu_mul",   "rope",       "take_outs"};
     return oper < IR_OPERS ? name[oper] : "?";
 }
 
@@ -44,9 +44,8 @@ static uint32_t norm(struct ir_body *b, const struct ir_hint *h, const struct ir
 {
     bool grouped = s->rank == 3;
     int32_t n = s->dim[grouped ? 2 : 1];
-    struct ir_reduce_spec spec = {.kind = IR_REDUCE_SUM16, .count = n, .count_value = IR_NONE,
-                                  .init = {ir_f32(b, 0.0f)}, .carried = 1};
-    uint32_t r = ir_reduce_begin(b, &spec);
+    uint32_t init = ir_f32(b, 0.0f);
+    uint32_t r = ir_reduce_over(b, IR_REDUCE_SUM16, n, init);
     uint32_t col = ir_reduce_index(b, r);
     if (grouped)
         col = ir_op2(b, IR_ADD, ir_op2(b, IR_MUL, ir_index(b, 1), ir_i32(b, n)), col);
@@ -63,9 +62,8 @@ static uint32_t norm(struct ir_body *b, const struct ir_hint *h, const struct ir
 /* Rule 4, scale of a block: amax / 127, or 0 when the whole block is (nearly) 0. */
 static uint32_t quant_d(struct ir_body *b)
 {
-    struct ir_reduce_spec spec = {.kind = IR_REDUCE_MAX, .count = IR_RUN, .count_value = IR_NONE,
-                                  .init = {ir_f32(b, 0.0f)}, .carried = 1};
-    uint32_t r = ir_reduce_begin(b, &spec);
+    uint32_t init = ir_f32(b, 0.0f);
+    uint32_t r = ir_reduce_over(b, IR_REDUCE_MAX, IR_RUN, init);
     uint32_t base = ir_op2(b, IR_MUL, ir_index(b, 1), ir_i32(b, IR_RUN));
     uint32_t col = ir_op2(b, IR_ADD, base, ir_reduce_index(b, r));
     uint32_t v = ir_op1(b, IR_ABS, ir_load2(b, 0, IR_TYPE_F32, ir_index(b, 0), col));
@@ -81,7 +79,8 @@ static uint32_t quant_q(struct ir_body *b, const struct ir_shape *s)
     uint32_t d = ir_load2(b, 1, IR_TYPE_F32, ir_index(b, 0), ir_index(b, 1));
     uint32_t inverse = ir_op2(b, IR_DIV, ir_f32(b, 1.0f), d);
     uint32_t v = ir_op1(b, IR_RINT, ir_op2(b, IR_MUL, load_here(b, s, 0), inverse));
-    uint32_t number = ir_op2(b, IR_EQ, v, v); /* not a number gives 0, as does a block without scale */
+    uint32_t number =
+        ir_op2(b, IR_EQ, v, v); /* not a number gives 0, as does a block without scale */
     uint32_t kept = ir_op2(b, IR_AND, number, ir_op2(b, IR_LT, ir_f32(b, 0.0f), d));
     v = ir_op2(b, IR_MAX, ir_op2(b, IR_MIN, v, ir_f32(b, 127.0f)), ir_f32(b, -127.0f));
     return ir_op1(b, IR_TO_I32, ir_select(b, kept, v, ir_f32(b, 0.0f)));
@@ -89,9 +88,8 @@ static uint32_t quant_q(struct ir_body *b, const struct ir_shape *s)
 
 static uint32_t quant_s(struct ir_body *b)
 {
-    struct ir_reduce_spec spec = {.kind = IR_REDUCE_SEQ, .count = IR_RUN, .count_value = IR_NONE,
-                                  .init = {ir_i32(b, 0)}, .carried = 1};
-    uint32_t r = ir_reduce_begin(b, &spec);
+    uint32_t init = ir_i32(b, 0);
+    uint32_t r = ir_reduce_over(b, IR_REDUCE_SEQ, IR_RUN, init);
     uint32_t q = ir_load3(b, 0, IR_TYPE_I32, ir_index(b, 0), ir_index(b, 1), ir_reduce_index(b, r));
     uint32_t sum = ir_op2(b, IR_ADD, ir_reduce_carried(b, r, 0), q);
     ir_reduce_end(b, r, &sum);
@@ -118,8 +116,8 @@ static uint32_t gelu_mul(struct ir_body *b, const struct ir_shape *s)
     return ir_op2(b, IR_MUL, ir_op2(b, IR_MUL, half, one), load_here(b, s, 1));
 }
 
-/* Rule 8 over [tokens, heads, head_dim]; dimensions from `rot` on pass through. Operands: x, cos, sin,
- * positions. a is the first of a pair, b the second. */
+/* Rule 8 over [tokens, heads, head_dim]; dimensions from `rot` on pass through. Operands: x, cos,
+ * sin, positions. a is the first of a pair, b the second. */
 static uint32_t rope(struct ir_body *b, const struct ir_hint *h, const struct ir_shape *s)
 {
     uint32_t d = ir_index(b, 2), token = ir_index(b, 0);
@@ -188,8 +186,8 @@ bool ir_oper_body(const struct ir_hint *hint, const struct ir_shape *shape, stru
         b->result = ir_op2(b, IR_ADD, load_here(b, shape, 0), load_here(b, shape, 1));
         return true;
     case IR_OPER_ADD_BIAS:
-        b->result = ir_op2(b, IR_ADD, load_here(b, shape, 0),
-                           vector(b, hint->slot, flat_column(b, shape)));
+        b->result =
+            ir_op2(b, IR_ADD, load_here(b, shape, 0), vector(b, hint->slot, flat_column(b, shape)));
         return true;
     case IR_OPER_SCALE:
         b->result = ir_op2(b, IR_MUL, load_here(b, shape, 0), ir_f32(b, hint->f));

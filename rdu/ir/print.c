@@ -1,5 +1,5 @@
-/* Graphs as text: one line per node, loop bodies indented below it. What it prints is what the passes
- * see; nothing parses it back. */
+/* Graphs as text: one line per node, loop bodies indented below it. What it prints is what the
+ * passes see; nothing parses it back. */
 #include <string.h>
 
 #include "rdu/ir/ir.h"
@@ -60,13 +60,18 @@ static void print_imm(const struct ir_op *op, struct buf *out)
         else
             buf_printf(out, " loop %d", op->imm - IR_OPERANDS);
         break;
-    case IR_WEIGHT_F32: case IR_WEIGHT_Q: case IR_WEIGHT_D: case IR_WEIGHT_M: case IR_VECTOR:
+    case IR_WEIGHT_F32:
+    case IR_WEIGHT_Q:
+    case IR_WEIGHT_D:
+    case IR_WEIGHT_M:
+    case IR_VECTOR:
         if (op->imm == IR_SLOT_A || op->imm == IR_SLOT_B)
             buf_puts(out, op->imm == IR_SLOT_A ? " A" : " B");
         else
             buf_printf(out, " slot %d", op->imm);
         break;
-    case IR_CARRIED_VALUE: case IR_RESULT:
+    case IR_CARRIED_VALUE:
+    case IR_RESULT:
         buf_printf(out, " #%d of", op->imm);
         break;
     default:

@@ -1,5 +1,5 @@
-/* Checks of a whole graph, made when a program is opened and again after each rewriting pass: a graph
- * that passes cannot make the interpreter read outside of its operands. */
+/* Checks of a whole graph, made when a program is opened and again after each rewriting pass: a
+ * graph that passes cannot make the interpreter read outside of its operands. */
 #include <string.h>
 
 #include "rdu/ir/ir.h"
@@ -14,11 +14,12 @@ static enum err_code check_operands(const struct rdu_graph *g, uint32_t id, stru
     for (uint32_t k = 0; k < key->operands; k++) {
         uint32_t from = key->operand[k];
         if (from >= id)
-            return err_set(e, ERR_INVALID, "graph %s: node %%%u uses %%%u, which is not computed before it",
+            return err_set(e, ERR_INVALID,
+                           "graph %s: node %%%u uses %%%u, which is not computed before it",
                            g->name, id, from);
         if (g->nodes[from].key.kind != IR_TABLE && g->nodes[from].key.section != key->section)
-            return err_set(e, ERR_INVALID, "graph %s: node %%%u uses %%%u of another section", g->name, id,
-                           from);
+            return err_set(e, ERR_INVALID, "graph %s: node %%%u uses %%%u of another section",
+                           g->name, id, from);
     }
     return ERR_OK;
 }
@@ -31,13 +32,17 @@ static enum err_code check_loop(const struct rdu_graph *g, uint32_t id, struct e
     for (uint32_t k = 0; k < n->key.operands; k++)
         operand[k] = g->nodes[n->key.operand[k]].key.shape;
     snprintf(what, sizeof(what), "%s loop %%%u", ir_oper_name(n->key.hint.oper), id);
-    struct ir_body_scope scope = {.graph = g, .section = n->key.section, .operand = operand,
-                                  .operands = n->key.operands, .what = what};
+    struct ir_body_scope scope = {.graph = g,
+                                  .section = n->key.section,
+                                  .operand = operand,
+                                  .operands = n->key.operands,
+                                  .what = what};
     return ir_verify_body(&n->body, &n->key.shape, &scope, e);
 }
 
 /* The definition of an External, Loop by Loop: earlier Loops are operands of later ones. */
-static enum err_code check_define(const struct rdu_graph *g, uint32_t id, uint32_t variant, struct err *e)
+static enum err_code check_define(const struct rdu_graph *g, uint32_t id, uint32_t variant,
+                                  struct err *e)
 {
     const struct ir_node *n = &g->nodes[id];
     struct ir_shape operand[IR_OPERANDS + IR_DEFINE_LOOPS];
@@ -50,9 +55,13 @@ static enum err_code check_define(const struct rdu_graph *g, uint32_t id, uint32
     for (uint32_t i = 0; i < d.count && rc == ERR_OK; i++) {
         char what[64];
         snprintf(what, sizeof(what), "definition of %%%u, loop %u", id, i);
-        struct ir_body_scope scope = {.graph = g, .section = n->key.section, .operand = operand,
-                                      .operands = IR_OPERANDS + i, .effect = n->key.effect,
-                                      .kv_heads = n->key.kv_heads, .head_dim = n->key.head_dim,
+        struct ir_body_scope scope = {.graph = g,
+                                      .section = n->key.section,
+                                      .operand = operand,
+                                      .operands = IR_OPERANDS + i,
+                                      .effect = n->key.effect,
+                                      .kv_heads = n->key.kv_heads,
+                                      .head_dim = n->key.head_dim,
                                       .what = what};
         rc = ir_verify_body(&d.loop[i].body, &d.loop[i].shape, &scope, e);
         operand[IR_OPERANDS + i] = d.loop[i].shape;
@@ -78,14 +87,15 @@ static enum err_code check_matmul(const struct rdu_graph *g, uint32_t id, struct
     const struct rdu_slot_info *w = ir_slot(g, key->section, key->slot);
     if (w == NULL || (key->operands != 1 && key->operands != 4))
         return misfit(g, id, "a matmul of no slot or of the wrong number of operands", e);
-    if (!is_matrix(g, key->operand[0], key->shape.dim[0], w->cols) || !is_matrix(g, id, key->shape.dim[0], w->rows))
+    if (!is_matrix(g, key->operand[0], key->shape.dim[0], w->cols) ||
+        !is_matrix(g, id, key->shape.dim[0], w->rows))
         return misfit(g, id, "the shapes of x, weight and result do not fit", e);
     if (key->operands == 1)
         return ERR_OK;
     const struct ir_shape *q = &g->nodes[key->operand[1]].key.shape;
     uint32_t blocks = w->cols / IR_RUN;
-    if (w->cols % IR_RUN != 0 || q->elem != IR_ELEM_I8 || q->rank != 3 || q->dim[0] != key->shape.dim[0] ||
-        q->dim[1] != (int32_t)blocks || q->dim[2] != IR_RUN ||
+    if (w->cols % IR_RUN != 0 || q->elem != IR_ELEM_I8 || q->rank != 3 ||
+        q->dim[0] != key->shape.dim[0] || q->dim[1] != (int32_t)blocks || q->dim[2] != IR_RUN ||
         !is_matrix(g, key->operand[2], key->shape.dim[0], blocks) ||
         !is_matrix(g, key->operand[3], key->shape.dim[0], blocks))
         return misfit(g, id, "the int8 activations do not fit the weight", e);
@@ -95,8 +105,8 @@ static enum err_code check_matmul(const struct rdu_graph *g, uint32_t id, struct
 static enum err_code check_attention(const struct rdu_graph *g, uint32_t id, struct err *e)
 {
     const struct ir_key *key = &g->nodes[id].key;
-    if (key->section != RDU_SECTION_LAYER || key->kv_heads != g->kv_heads || key->head_dim != g->head_dim ||
-        key->kv_heads == 0 || key->operands != 3)
+    if (key->section != RDU_SECTION_LAYER || key->kv_heads != g->kv_heads ||
+        key->head_dim != g->head_dim || key->kv_heads == 0 || key->operands != 3)
         return misfit(g, id, "KV belongs to the layer section, in one layout", e);
     uint64_t kv_width = (uint64_t)key->kv_heads * key->head_dim;
     if (key->which == IR_EXT_KV_APPEND) {
@@ -114,7 +124,8 @@ static enum err_code check_attention(const struct rdu_graph *g, uint32_t id, str
         return misfit(g, id, "attention must declare that it reads KV", e);
     uint64_t width = (uint64_t)key->heads * key->head_dim;
     if (key->heads == 0 || key->heads % key->kv_heads != 0 ||
-        !is_matrix(g, key->operand[0], RDU_DIM_TOKENS, width) || !is_matrix(g, id, RDU_DIM_TOKENS, width))
+        !is_matrix(g, key->operand[0], RDU_DIM_TOKENS, width) ||
+        !is_matrix(g, id, RDU_DIM_TOKENS, width))
         return misfit(g, id, "q and the result do not fit the heads", e);
     return ERR_OK;
 }
@@ -185,8 +196,9 @@ static enum err_code check_order(const struct rdu_graph *g, struct err *e)
         const struct ir_key *key = &g->nodes[i].key;
         if (key->effect & IR_WRITES_KV) {
             if (append != IR_NONE)
-                return misfit(g, i, "a second KV append in the layer: its positions would be written twice",
-                              e);
+                return misfit(
+                    g, i, "a second KV append in the layer: its positions would be written twice",
+                    e);
             append = i;
         }
         for (uint32_t k = 0; k < key->operands; k++) {
@@ -208,22 +220,25 @@ static enum err_code check_section(const struct rdu_graph *g, uint32_t s, struct
                        section_name[s]);
     if (sec->result >= g->count || g->nodes[sec->result].key.section != s ||
         g->nodes[sec->result].key.kind == IR_TABLE)
-        return err_set(e, ERR_INVALID, "graph %s: the result of section %s is not its own value", g->name,
-                       section_name[s]);
+        return err_set(e, ERR_INVALID, "graph %s: the result of section %s is not its own value",
+                       g->name, section_name[s]);
     uint32_t width = g->section[RDU_SECTION_LAYER].width;
     if (s == RDU_SECTION_HEAD) {
         if (sec->width != width)
-            return err_set(e, ERR_INVALID, "graph %s: x is %u wide in the layers and %u in the head",
-                           g->name, width, sec->width);
+            return err_set(e, ERR_INVALID,
+                           "graph %s: x is %u wide in the layers and %u in the head", g->name,
+                           width, sec->width);
         const struct ir_shape *r = &g->nodes[sec->result].key.shape;
         if (!is_matrix(g, sec->result, RDU_DIM_OUTS, ir_shape_width(r)) || ir_shape_width(r) == 0)
-            return err_set(e, ERR_INVALID, "graph %s: the head must end with [n_outs, vocab]: use "
-                           "rdu_take_outs", g->name);
+            return err_set(e, ERR_INVALID,
+                           "graph %s: the head must end with [n_outs, vocab]: use "
+                           "rdu_take_outs",
+                           g->name);
         return ERR_OK;
     }
     if (!is_matrix(g, sec->result, RDU_DIM_TOKENS, width))
-        return err_set(e, ERR_INVALID, "graph %s: section %s must end with x [n_tokens, %u]", g->name,
-                       section_name[s], width);
+        return err_set(e, ERR_INVALID, "graph %s: section %s must end with x [n_tokens, %u]",
+                       g->name, section_name[s], width);
     return ERR_OK;
 }
 
@@ -232,7 +247,8 @@ static enum err_code check_one_x(const struct rdu_graph *g, struct err *e)
 {
     for (uint32_t i = 0; i < g->count; i++) {
         const struct ir_key *key = &g->nodes[i].key;
-        if (key->kind == IR_INPUT && key->which == IR_INPUT_X && i != g->section[key->section].input)
+        if (key->kind == IR_INPUT && key->which == IR_INPUT_X &&
+            i != g->section[key->section].input)
             return misfit(g, i, "a second x in a section", e);
     }
     return ERR_OK;

@@ -1,6 +1,6 @@
-/* Checks of one body: structure, types, and every index inside what it indexes. Ranges are intervals whose
- * upper end may be a symbolic size; what is read from data has no range, so a gathered index must go
- * through CLAMP, which for valid arguments changes nothing. */
+/* Checks of one body: structure, types, and every index inside what it indexes. Ranges are
+ * intervals whose upper end may be a symbolic size; what is read from data has no range, so a
+ * gathered index must go through CLAMP, which for valid arguments changes nothing. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -32,7 +32,7 @@ static void bad(struct check *c, const char *what)
                     c->scope->what, c->at, name, what);
 }
 
-/* ---- ranges --------------------------------------------------------------------------------------- */
+/* ---- ranges ---------------------------------------------------------------------------------- */
 
 static struct range below(int32_t size)
 {
@@ -97,7 +97,8 @@ static struct range range_min(struct range a, struct range b)
 
 static struct range range_either(struct range a, struct range b, bool max)
 {
-    struct range r = {max ? BASE_MAX(a.lo, b.lo) : BASE_MIN(a.lo, b.lo), BASE_MAX(a.hi, b.hi), a.sym};
+    struct range r = {max ? BASE_MAX(a.lo, b.lo) : BASE_MIN(a.lo, b.lo), BASE_MAX(a.hi, b.hi),
+                      a.sym};
     return a.sym == b.sym ? r : anything;
 }
 
@@ -174,7 +175,7 @@ static void in_range(struct check *c, uint32_t value, int32_t size, const char *
         bad(c, what);
 }
 
-/* ---- types ------------------------------------------------------------------------------------------ */
+/* ---- types ----------------------------------------------------------------------------------- */
 
 static enum ir_type type_of(const struct check *c, uint32_t id)
 {
@@ -195,13 +196,25 @@ static void check_arithmetic(struct check *c, const struct ir_op *op)
     enum ir_type a = type_of(c, op->arg[0]);
     bool number = a == IR_TYPE_F32 || a == IR_TYPE_I32, ok = false;
     switch (op->code) {
-    case IR_ADD: case IR_SUB: case IR_MUL: case IR_DIV: case IR_MAX: case IR_MIN: case IR_NEG: case IR_ABS:
+    case IR_ADD:
+    case IR_SUB:
+    case IR_MUL:
+    case IR_DIV:
+    case IR_MAX:
+    case IR_MIN:
+    case IR_NEG:
+    case IR_ABS:
         ok = number && all_of(c, op, a) && op->type == a;
         break;
-    case IR_MOD: case IR_CLAMP:
+    case IR_MOD:
+    case IR_CLAMP:
         ok = all_of(c, op, IR_TYPE_I32) && op->type == IR_TYPE_I32;
         break;
-    case IR_FMA: case IR_SQRT: case IR_EXP: case IR_TANH: case IR_RINT:
+    case IR_FMA:
+    case IR_SQRT:
+    case IR_EXP:
+    case IR_TANH:
+    case IR_RINT:
         ok = all_of(c, op, IR_TYPE_F32) && op->type == IR_TYPE_F32;
         break;
     case IR_TO_F32:
@@ -210,10 +223,14 @@ static void check_arithmetic(struct check *c, const struct ir_op *op)
     case IR_TO_I32:
         ok = a == IR_TYPE_F32 && op->type == IR_TYPE_I32;
         break;
-    case IR_LT: case IR_LE: case IR_EQ:
+    case IR_LT:
+    case IR_LE:
+    case IR_EQ:
         ok = number && all_of(c, op, a) && op->type == IR_TYPE_BOOL;
         break;
-    case IR_AND: case IR_OR: case IR_NOT:
+    case IR_AND:
+    case IR_OR:
+    case IR_NOT:
         ok = all_of(c, op, IR_TYPE_BOOL) && op->type == IR_TYPE_BOOL;
         break;
     case IR_SELECT:
@@ -319,9 +336,10 @@ static void check_kv(struct check *c, const struct ir_op *op)
         bad(c, "a store inside a reduce");
 }
 
-/* ---- structure ----------------------------------------------------------------------------------------- */
+/* ---- structure ------------------------------------------------------------------------------- */
 
-/* May an op inside `parent` use value `id`? Only what was computed before, outside or in the same region. */
+/* May an op inside `parent` use value `id`? Only what was computed before, outside or in the same
+ * region. */
 static bool sees(const struct ir_body *b, uint32_t id, uint32_t parent)
 {
     for (uint32_t p = parent;; p = b->ops[p].parent) {
@@ -366,7 +384,8 @@ static void check_reference(struct check *c, const struct ir_op *op)
 {
     const struct ir_op *r = &c->b->ops[op->arg[0]];
     bool inside = op->code != IR_RESULT;
-    if (r->code != IR_REDUCE || (op->code != IR_RINDEX && (op->imm < 0 || (uint32_t)op->imm >= r->carried))) {
+    if (r->code != IR_REDUCE ||
+        (op->code != IR_RINDEX && (op->imm < 0 || (uint32_t)op->imm >= r->carried))) {
         bad(c, "refers to no value of a reduce");
         return;
     }
@@ -431,10 +450,16 @@ static void check_op(struct check *c, const struct ir_op *op)
     if (!check_args(c, op))
         return;
     switch (op->code) {
-    case IR_CONST: case IR_INDEX: case IR_DIM: case IR_WINDOW: case IR_DELTA_SCALE:
+    case IR_CONST:
+    case IR_INDEX:
+    case IR_DIM:
+    case IR_WINDOW:
+    case IR_DELTA_SCALE:
         check_leaf(c, op);
         break;
-    case IR_RINDEX: case IR_CARRIED_VALUE: case IR_RESULT:
+    case IR_RINDEX:
+    case IR_CARRIED_VALUE:
+    case IR_RESULT:
         check_reference(c, op);
         break;
     case IR_REDUCE:
@@ -443,10 +468,17 @@ static void check_op(struct check *c, const struct ir_op *op)
     case IR_LOAD:
         check_load(c, op);
         break;
-    case IR_WEIGHT_F32: case IR_WEIGHT_Q: case IR_WEIGHT_D: case IR_WEIGHT_M: case IR_VECTOR:
+    case IR_WEIGHT_F32:
+    case IR_WEIGHT_Q:
+    case IR_WEIGHT_D:
+    case IR_WEIGHT_M:
+    case IR_VECTOR:
         check_weight(c, op);
         break;
-    case IR_KV_K: case IR_KV_V: case IR_KV_PUT_K: case IR_KV_PUT_V:
+    case IR_KV_K:
+    case IR_KV_V:
+    case IR_KV_PUT_K:
+    case IR_KV_PUT_V:
         check_kv(c, op);
         break;
     default:

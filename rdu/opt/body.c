@@ -1,7 +1,7 @@
-/* Simplification and motion inside one body. A new body is emitted from the result backwards: what is
- * not reached is dropped, what does not depend on a reduce is emitted before the reduce opens, constants
- * are folded with the interpreter's own operations. Only rewrites that keep every bit are made; an
- * identity such as x + 0 is none (it turns -0 into 0). */
+/* Simplification and motion inside one body. A new body is emitted from the result backwards: what
+ * is not reached is dropped, what does not depend on a reduce is emitted before the reduce opens,
+ * constants are folded with the interpreter's own operations. Only rewrites that keep every bit are
+ * made; an identity such as x + 0 is none (it turns -0 into 0). */
 #include <stdlib.h>
 #include <string.h>
 
@@ -10,13 +10,13 @@
 struct pass {
     const struct ir_body *from;
     struct ir_body *to;
-    int64_t *home;   /* [ops] innermost reduce an op depends on, -1 = none */
+    int64_t *home; /* [ops] innermost reduce an op depends on, -1 = none */
     bool *live;
     uint32_t *moved; /* [ops] id in `to`, IR_NONE = not yet */
     struct ir_simplify_counts counts;
 };
 
-/* ---- what depends on which reduce --------------------------------------------------------------- */
+/* ---- what depends on which reduce ------------------------------------------------------------ */
 
 static int64_t deepest_arg(const struct pass *p, const struct ir_op *op)
 {
@@ -28,7 +28,8 @@ static int64_t deepest_arg(const struct pass *p, const struct ir_op *op)
 }
 
 /* Deepest home of the values the op uses, of those outside of reduce r. */
-static int64_t deepest_outside(const struct pass *p, const struct ir_op *op, uint32_t r, int64_t home)
+static int64_t deepest_outside(const struct pass *p, const struct ir_op *op, uint32_t r,
+                               int64_t home)
 {
     uint32_t arg[5], count = ir_op_args(op, arg);
     for (uint32_t i = 0; i < count; i++) {
@@ -42,8 +43,8 @@ static int64_t deepest_outside(const struct pass *p, const struct ir_op *op, uin
     return home;
 }
 
-/* A reduce as a whole depends on what its ops depend on outside of it. An inner reduce has the larger
- * id, so "deeper" is "larger" along one chain of nesting. */
+/* A reduce as a whole depends on what its ops depend on outside of it. An inner reduce has the
+ * larger id, so "deeper" is "larger" along one chain of nesting. */
 static int64_t home_of_reduce(const struct pass *p, uint32_t r)
 {
     const struct ir_op *op = &p->from->ops[r];
@@ -69,7 +70,7 @@ static void find_homes(struct pass *p, uint32_t from, uint32_t to)
     }
 }
 
-/* ---- what is needed --------------------------------------------------------------------------------- */
+/* ---- what is needed -------------------------------------------------------------------------- */
 
 static void mark(struct pass *p, uint32_t id)
 {
@@ -89,7 +90,7 @@ static bool stores(const struct ir_op *op)
     return op->code == IR_KV_PUT_K || op->code == IR_KV_PUT_V;
 }
 
-/* ---- rewrites ------------------------------------------------------------------------------------------ */
+/* ---- rewrites -------------------------------------------------------------------------------- */
 
 static bool constant(const struct ir_body *b, uint32_t id, int32_t *ret_bits)
 {
@@ -112,7 +113,8 @@ static bool is_i32(const struct ir_body *b, uint32_t id, int32_t v)
     return b->ops[id].type == IR_TYPE_I32 && constant(b, id, &bits) && bits == v;
 }
 
-/* An f32 constant 2^k whose reciprocal is normal: dividing by it is multiplying by that, exactly. */
+/* An f32 constant 2^k whose reciprocal is normal: dividing by it is multiplying by that, exactly.
+ */
 static bool power_of_two(const struct ir_body *b, uint32_t id, float *ret_inverse)
 {
     int32_t bits;
@@ -205,7 +207,8 @@ static uint32_t rewrite_twice(const struct ir_body *b, const struct ir_op *op)
         return IR_NONE;
     if (op->code == IR_NEG || op->code == IR_NOT)
         return inner->arg[0];
-    if (op->code == IR_ABS || op->code == IR_RINT || (op->code == IR_CLAMP && op->imm == inner->imm))
+    if (op->code == IR_ABS || op->code == IR_RINT ||
+        (op->code == IR_CLAMP && op->imm == inner->imm))
         return op->arg[0];
     return IR_NONE;
 }
@@ -227,7 +230,8 @@ static uint32_t fold(struct ir_body *b, const struct ir_op *op)
     return ir_emit(b, IR_CONST, (enum ir_type)op->type, ret, NULL, 0);
 }
 
-/* A value that `op` (arguments already in b) always equals, made if need be; IR_NONE = none known. */
+/* A value that `op` (arguments already in b) always equals, made if need be; IR_NONE = none known.
+ */
 static uint32_t rewrite(struct ir_body *b, const struct ir_op *op)
 {
     if (ir_code_args(op->code) == 0 || op->code == IR_RINDEX || op->code == IR_CARRIED_VALUE ||
@@ -256,7 +260,7 @@ static void sort_args(struct ir_op *op, uint32_t type)
     }
 }
 
-/* ---- emission ---------------------------------------------------------------------------------------------- */
+/* ---- emission -------------------------------------------------------------------------------- */
 
 static uint32_t emit(struct pass *p, uint32_t id);
 
@@ -288,8 +292,10 @@ static void emit_invariants(struct pass *p, uint32_t r)
 static uint32_t emit_reduce(struct pass *p, uint32_t id)
 {
     const struct ir_op *op = &p->from->ops[id];
-    struct ir_reduce_spec spec = {.kind = (enum ir_reduce)op->reduce, .count = op->imm,
-                                  .count_value = IR_NONE, .carried = op->carried};
+    struct ir_reduce_spec spec = {.kind = (enum ir_reduce)op->reduce,
+                                  .count = op->imm,
+                                  .count_value = IR_NONE,
+                                  .carried = op->carried};
     for (uint32_t k = 0; k < op->carried; k++)
         spec.init[k] = emit(p, op->arg[k]);
     if (op->arg[4] != IR_NONE)
@@ -337,7 +343,8 @@ static uint32_t emit(struct pass *p, uint32_t id)
     return to;
 }
 
-static void run_pass(const struct ir_body *b, struct ir_body *ret, struct ir_simplify_counts *counts)
+static void run_pass(const struct ir_body *b, struct ir_body *ret,
+                     struct ir_simplify_counts *counts)
 {
     uint32_t n = BASE_MAX(b->count, 1u);
     struct pass p = {.from = b, .to = ret};
@@ -367,7 +374,8 @@ static void run_pass(const struct ir_body *b, struct ir_body *ret, struct ir_sim
     free(p.moved);
 }
 
-void ir_body_simplify(const struct ir_body *b, struct ir_body *ret, struct ir_simplify_counts *counts)
+void ir_body_simplify(const struct ir_body *b, struct ir_body *ret,
+                      struct ir_simplify_counts *counts)
 {
     struct ir_simplify_counts now, sum = {0};
     run_pass(b, ret, &now);
@@ -389,7 +397,7 @@ void ir_body_simplify(const struct ir_body *b, struct ir_body *ret, struct ir_si
     }
 }
 
-/* ---- recognising ---------------------------------------------------------------------------------------------- */
+/* ---- recognising ----------------------------------------------------------------------------- */
 
 bool ir_loop_is(const struct ir_node *n, enum ir_oper oper)
 {

@@ -1,7 +1,7 @@
-/* The work of a launch from the shapes of what it touches: for the fusion gate, explain and the timing
- * model. Bytes are counted as a kernel moves them: a value that is read in int8 form is not read in f32
- * as well (adapters and float weights are the exception and not counted), values inside a fused cluster
- * stay in cache. */
+/* The work of a launch from the shapes of what it touches: for the fusion gate, explain and the
+ * timing model. Bytes are counted as a kernel moves them: a value that is read in int8 form is not
+ * read in f32 as well (adapters and float weights are the exception and not counted), values inside
+ * a fused cluster stay in cache. */
 #include "rdu/opt/opt.h"
 
 uint64_t opt_value_bytes(struct opt_value v)

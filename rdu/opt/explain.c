@@ -1,5 +1,5 @@
-/* What a program is, for people and for tools: what each pass did, the launches with their work and how
- * the sockets share it, and the arena. */
+/* What a program is, for people and for tools: what each pass did, the launches with their work and
+ * how the sockets share it, and the arena. */
 #include <string.h>
 
 #include "rdu/opt/opt.h"
@@ -7,10 +7,11 @@
 static const char *const section_name[RDU_SECTIONS] = {"embed", "layer", "head"};
 static const char *const exec_name[] = {"interp", "unfused", "fused", "native"};
 
-/* ---- partition ------------------------------------------------------------------------------------ */
+/* ---- partition ------------------------------------------------------------------------------- */
 
-/* How a launch's output is divided over the sockets, by the stencil of its inputs: a matmul needs all of
- * x and an interval of weight rows, row-wise kernels an interval of tokens, attention one kv head. */
+/* How a launch's output is divided over the sockets, by the stencil of its inputs: a matmul needs
+ * all of x and an interval of weight rows, row-wise kernels an interval of tokens, attention one kv
+ * head. */
 static const char *split_of(enum rdu_kernel k)
 {
     switch (k) {
@@ -27,8 +28,8 @@ static const char *split_of(enum rdu_kernel k)
     }
 }
 
-/* Smallest and largest share of weight rows of one socket: whole groups, or whole blocks where the rows are
- * quantised right after. */
+/* Smallest and largest share of weight rows of one socket: whole groups, or whole blocks where the
+ * rows are quantised right after. */
 static void shares(const struct rdu_program *p, const struct rdu_launch *l, uint32_t rows,
                    uint32_t *ret_min, uint32_t *ret_max)
 {
@@ -45,12 +46,13 @@ static void shares(const struct rdu_program *p, const struct rdu_launch *l, uint
     }
 }
 
-static const struct rdu_slot_info *slot_of(const struct rdu_program *p, uint32_t section, uint32_t slot)
+static const struct rdu_slot_info *slot_of(const struct rdu_program *p, uint32_t section,
+                                           uint32_t slot)
 {
     return rdu_program_slot(p, (enum rdu_section)section, slot);
 }
 
-/* ---- text -------------------------------------------------------------------------------------------- */
+/* ---- text ------------------------------------------------------------------------------------ */
 
 static void print_buf(const struct rdu_program *p, uint32_t id, struct buf *out)
 {
@@ -62,7 +64,8 @@ static void print_buf(const struct rdu_program *p, uint32_t id, struct buf *out)
         buf_printf(out, "b%u", id);
 }
 
-static void print_bufs(const struct rdu_program *p, const uint32_t *ids, uint32_t count, struct buf *out)
+static void print_bufs(const struct rdu_program *p, const uint32_t *ids, uint32_t count,
+                       struct buf *out)
 {
     const char *between = "";
     for (uint32_t i = 0; i < count; i++) {
@@ -82,13 +85,13 @@ static void text_launch(const struct rdu_program *p, uint32_t section, const str
     print_bufs(p, l->in, 3, out);
     buf_puts(out, l->add ? " => " : " -> ");
     print_bufs(p, l->out, 4, out);
-    buf_printf(out, "; %u nodes, %llu flops, %llu bytes per row", l->nodes, (unsigned long long)w.flops,
-               (unsigned long long)w.act_bytes);
+    buf_printf(out, "; %u nodes, %llu flops, %llu bytes per row", l->nodes,
+               (unsigned long long)w.flops, (unsigned long long)w.act_bytes);
     if (w.weight_elems > 0)
         buf_printf(out, ", %llu weights per step", (unsigned long long)w.weight_elems);
     if (w.flops_ctx > 0)
-        buf_printf(out, ", %llu flops and %llu KV elements per position", (unsigned long long)w.flops_ctx,
-                   (unsigned long long)w.kv_elems_ctx);
+        buf_printf(out, ", %llu flops and %llu KV elements per position",
+                   (unsigned long long)w.flops_ctx, (unsigned long long)w.kv_elems_ctx);
     buf_printf(out, "; split by %s", split_of(l->kernel));
     for (uint32_t i = 0; i < l->slots && strcmp(split_of(l->kernel), "rows") == 0; i++) {
         const struct rdu_slot_info *s = slot_of(p, section, l->slot[i]);
@@ -115,21 +118,21 @@ static void text_buffers(const struct rdu_program *p, struct buf *out)
 {
     if (p->bufs_count == 0)
         return;
-    buf_printf(out, "\narena: %zu bytes per token, %zu if no bytes were used twice\n", p->row_bytes_peak,
-               p->row_bytes_naive);
+    buf_printf(out, "\narena: %zu bytes per token, %zu if no bytes were used twice\n",
+               p->row_bytes_peak, p->row_bytes_naive);
     for (uint32_t i = 0; i < p->bufs_count; i++) {
         const struct rdu_buf *b = &p->bufs[i];
         buf_printf(out, "  b%-3u %-28s %-4s width %-6u %s offset %zu, %zu bytes\n", i, b->name,
-                   b->kind == RDU_BUF_Q8 ? "int8" : "f32", b->width, b->per_out ? "outs  " : "tokens",
-                   b->row_offset, b->row_bytes);
+                   b->kind == RDU_BUF_Q8 ? "int8" : "f32", b->width,
+                   b->per_out ? "outs  " : "tokens", b->row_offset, b->row_bytes);
     }
 }
 
 static void text(const struct rdu_program *p, struct buf *out)
 {
     buf_printf(out, "program %s: %s numerics, exec %s, %u sockets, width %u, vocabulary %u\n",
-               p->graph->name, p->numerics == RDU_NUMERICS_INT8 ? "int8" : "f32", exec_name[p->opt.exec],
-               p->opt.sockets, p->width, p->vocab);
+               p->graph->name, p->numerics == RDU_NUMERICS_INT8 ? "int8" : "f32",
+               exec_name[p->opt.exec], p->opt.sockets, p->width, p->vocab);
     buf_append(out, p->report.data, p->report.len);
     text_sections(p, out);
     text_buffers(p, out);
@@ -137,7 +140,7 @@ static void text(const struct rdu_program *p, struct buf *out)
     rdu_graph_print(p->graph, out);
 }
 
-/* ---- JSON ------------------------------------------------------------------------------------------------ */
+/* ---- JSON ------------------------------------------------------------------------------------ */
 
 static void json_string(const char *s, size_t len, struct buf *out)
 {
@@ -146,7 +149,8 @@ static void json_string(const char *s, size_t len, struct buf *out)
         unsigned char c = (unsigned char)s[i];
         if (c == '"' || c == '\\')
             buf_printf(out, "\\%c", c);
-        else if (c < 0x20 || c >= 0x7f) /* names are ours; whatever else came in must not break the text */
+        else if (c < 0x20 ||
+                 c >= 0x7f) /* names are ours; whatever else came in must not break the text */
             buf_printf(out, "\\u%04x", c);
         else
             buf_append(out, &c, 1);
@@ -160,8 +164,8 @@ static void json_text(const char *key, const char *s, struct buf *out)
     json_string(s, strlen(s), out);
 }
 
-static void json_bufs(const struct rdu_program *p, const char *key, const uint32_t *ids, uint32_t count,
-                      struct buf *out)
+static void json_bufs(const struct rdu_program *p, const char *key, const uint32_t *ids,
+                      uint32_t count, struct buf *out)
 {
     buf_printf(out, ",\"%s\":[", key);
     const char *between = "";
@@ -186,8 +190,8 @@ static void json_slots(const struct rdu_program *p, uint32_t section, const stru
         shares(p, l, s->rows, &min, &max);
         buf_puts(out, i ? ",{" : "{");
         json_text("name", s->name, out);
-        buf_printf(out, ",\"rows\":%u,\"cols\":%u,\"socket_rows_min\":%u,\"socket_rows_max\":%u}", s->rows,
-                   s->cols, min, max);
+        buf_printf(out, ",\"rows\":%u,\"cols\":%u,\"socket_rows_min\":%u,\"socket_rows_max\":%u}",
+                   s->rows, s->cols, min, max);
     }
     buf_puts(out, "]");
 }
@@ -235,10 +239,11 @@ static void json_buffers(const struct rdu_program *p, struct buf *out)
         const struct rdu_buf *b = &p->bufs[i];
         buf_printf(out, "%s{\"id\":\"b%u\",", i ? "," : "", i);
         json_text("name", b->name, out);
-        buf_printf(out,
-                   ",\"kind\":\"%s\",\"width\":%u,\"rows\":\"%s\",\"row_bytes\":%zu,\"row_offset\":%zu}",
-                   b->kind == RDU_BUF_Q8 ? "int8" : "f32", b->width, b->per_out ? "outs" : "tokens",
-                   b->row_bytes, b->row_offset);
+        buf_printf(
+            out,
+            ",\"kind\":\"%s\",\"width\":%u,\"rows\":\"%s\",\"row_bytes\":%zu,\"row_offset\":%zu}",
+            b->kind == RDU_BUF_Q8 ? "int8" : "f32", b->width, b->per_out ? "outs" : "tokens",
+            b->row_bytes, b->row_offset);
     }
     buf_printf(out, "],\"arena\":{\"row_bytes\":%zu,\"row_bytes_naive\":%zu}", p->row_bytes_peak,
                p->row_bytes_naive);
@@ -247,11 +252,12 @@ static void json_buffers(const struct rdu_program *p, struct buf *out)
 static void json_report(const struct rdu_program *p, struct buf *out)
 {
     const struct ir_counts *c = &p->graph->counts;
-    buf_printf(out,
-               ",\"simplify\":{\"nodes_before\":%u,\"nodes_after\":%u,\"ops_before\":%u,\"ops_after\":%u,"
-               "\"folded\":%u,\"moved\":%u,\"unused\":%u,\"copies\":%u,\"outs_only\":%u},\"passes\":[",
-               c->nodes_before, c->nodes_after, c->ops_before, c->ops_after, c->body.folded,
-               c->body.moved, c->body.removed, c->copies, c->hoisted);
+    buf_printf(
+        out,
+        ",\"simplify\":{\"nodes_before\":%u,\"nodes_after\":%u,\"ops_before\":%u,\"ops_after\":%u,"
+        "\"folded\":%u,\"moved\":%u,\"unused\":%u,\"copies\":%u,\"outs_only\":%u},\"passes\":[",
+        c->nodes_before, c->nodes_after, c->ops_before, c->ops_after, c->body.folded, c->body.moved,
+        c->body.removed, c->copies, c->hoisted);
     const char *at = p->report.data, *end = at + p->report.len, *between = "";
     while (at < end) {
         const char *line = memchr(at, '\n', (size_t)(end - at));
@@ -269,8 +275,8 @@ static void json(const struct rdu_program *p, struct buf *out)
     buf_puts(out, "{");
     json_text("program", p->graph->name, out);
     buf_printf(out, ",\"numerics\":\"%s\",\"exec\":\"%s\",\"sockets\":%u,\"width\":%u,\"vocab\":%u",
-               p->numerics == RDU_NUMERICS_INT8 ? "int8" : "f32", exec_name[p->opt.exec], p->opt.sockets,
-               p->width, p->vocab);
+               p->numerics == RDU_NUMERICS_INT8 ? "int8" : "f32", exec_name[p->opt.exec],
+               p->opt.sockets, p->width, p->vocab);
     json_report(p, out);
     json_sections(p, out);
     json_buffers(p, out);

@@ -1,8 +1,8 @@
-/* From nodes to launches. Every operator has a leaf of its own; fusion makes one launch of several nodes
- * where a leaf for the whole exists and Delite's rules allow it: same domain (horizontal: matmuls over one
- * x) or consumer at the shared index of its only producer (vertical: norm then quantise, gate and up then
- * activation, product then residual add), nothing else reads what disappears, and at most one of them has
- * an effect. A Loop no leaf stands for is interpreted. */
+/* From nodes to launches. Every operator has a leaf of its own; fusion makes one launch of several
+ * nodes where a leaf for the whole exists and Delite's rules allow it: same domain (horizontal:
+ * matmuls over one x) or consumer at the shared index of its only producer (vertical: norm then
+ * quantise, gate and up then activation, product then residual add), nothing else reads what
+ * disappears, and at most one of them has an effect. A Loop no leaf stands for is interpreted. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -15,8 +15,9 @@ struct fuse {
     struct opt_section *out;
     struct opt_saved *saved;
     struct buf *report;
-    uint32_t *readers;  /* [nodes] nodes of the section that read it, the section's result counts one */
-    uint32_t *claimed;  /* [nodes] cluster + 1 */
+    uint32_t
+        *readers; /* [nodes] nodes of the section that read it, the section's result counts one */
+    uint32_t *claimed; /* [nodes] cluster + 1 */
     struct err *e;
     enum err_code rc;
 };
@@ -51,7 +52,7 @@ static void count_readers(struct fuse *f)
     f->readers[f->g->section[f->section].result]++;
 }
 
-/* ---- clusters ------------------------------------------------------------------------------------- */
+/* ---- clusters -------------------------------------------------------------------------------- */
 
 static struct opt_cluster *new_cluster(struct fuse *f, enum rdu_kernel kernel, uint32_t node)
 {
@@ -89,10 +90,11 @@ static uint64_t bytes_of(const struct fuse *f, uint32_t node)
     return opt_value_bytes(opt_node_value(f->g, node));
 }
 
-/* The gate: fused only if it moves fewer bytes or saves a launch (a barrier of all sockets). Our leaves
- * keep their vector form when fused, so there is no other side to weigh; the totals are checked against
- * the counted work of both plans by a test. */
-static bool is_worth(struct fuse *f, const char *what, uint32_t node, uint64_t bytes, uint32_t launches)
+/* The gate: fused only if it moves fewer bytes or saves a launch (a barrier of all sockets). Our
+ * leaves keep their vector form when fused, so there is no other side to weigh; the totals are
+ * checked against the counted work of both plans by a test. */
+static bool is_worth(struct fuse *f, const char *what, uint32_t node, uint64_t bytes,
+                     uint32_t launches)
 {
     if (bytes == 0 && launches == 0)
         return false;
@@ -103,7 +105,7 @@ static bool is_worth(struct fuse *f, const char *what, uint32_t node, uint64_t b
     return true;
 }
 
-/* ---- matmul ------------------------------------------------------------------------------------------ */
+/* ---- matmul ---------------------------------------------------------------------------------- */
 
 /* A product as the rest of the graph sees it: the delta in layers, the matmul elsewhere. */
 static bool is_product(const struct fuse *f, uint32_t id)
@@ -172,8 +174,8 @@ static void fuse_gate_up(struct fuse *f, uint32_t id)
     c->l.out[3] = up;
 }
 
-/* a + product, the product read by nothing else: added where a lies. Whether a may be overwritten is
- * known once the order is (opt_buffers splits it again if not). */
+/* a + product, the product read by nothing else: added where a lies. Whether a may be overwritten
+ * is known once the order is (opt_buffers splits it again if not). */
 static void fuse_residual(struct fuse *f, uint32_t id)
 {
     if (!is_oper(f, id, IR_OPER_ADD))
@@ -215,7 +217,7 @@ static void fuse_products(struct fuse *f, uint32_t id)
     }
 }
 
-/* ---- rope and append ------------------------------------------------------------------------------------ */
+/* ---- rope and append ------------------------------------------------------------------------- */
 
 static void set_rope(struct fuse *f, struct opt_cluster *c, uint32_t rope)
 {
@@ -240,7 +242,8 @@ static bool turns_in_place(const struct fuse *f, uint32_t rope)
 static uint32_t attention_of(const struct fuse *f, uint32_t append)
 {
     for (uint32_t i = append + 1; i < f->g->count; i++) {
-        if (in_section(f, i) && is_external(f, i, IR_EXT_ATTENTION) && key_of(f, i)->operand[1] == append)
+        if (in_section(f, i) && is_external(f, i, IR_EXT_ATTENTION) &&
+            key_of(f, i)->operand[1] == append)
             return i;
     }
     return IR_NONE;
@@ -273,7 +276,7 @@ static void fuse_append(struct fuse *f, uint32_t id)
     claim(f, c, id);
 }
 
-/* ---- one operator, one launch ----------------------------------------------------------------------------- */
+/* ---- one operator, one launch ---------------------------------------------------------------- */
 
 static struct opt_cluster *single(struct fuse *f, enum rdu_kernel kernel, uint32_t id)
 {
@@ -338,10 +341,11 @@ static void single_loop(struct fuse *f, uint32_t id)
         fits &= ++buffers <= 3 && from->shape.elem == IR_ELEM_F32;
     }
     if (!fits && f->rc == ERR_OK)
-        f->rc = err_set(f->e, ERR_UNSUPPORTED,
-                        "graph %s: loop %%%u has no leaf and does not fit a launch (at most 3 f32 inputs, "
-                        "[tokens or outs, constant width]): open the program with RDU_EXEC_INTERP",
-                        f->g->name, id);
+        f->rc = err_set(
+            f->e, ERR_UNSUPPORTED,
+            "graph %s: loop %%%u has no leaf and does not fit a launch (at most 3 f32 inputs, "
+            "[tokens or outs, constant width]): open the program with RDU_EXEC_INTERP",
+            f->g->name, id);
     c->l.out[0] = id;
     claim(f, c, id);
     buf_printf(f->report, "  loop %%%u matches no leaf: interpreted\n", id);
@@ -353,11 +357,11 @@ static void single_oper(struct fuse *f, uint32_t id)
         enum ir_oper oper;
         enum rdu_kernel kernel;
     } leaf[] = {
-        {IR_OPER_EMBED, RDU_KERNEL_EMBED},       {IR_OPER_NORM, RDU_KERNEL_NORM},
-        {IR_OPER_ADD, RDU_KERNEL_ADD},           {IR_OPER_ADD_BIAS, RDU_KERNEL_ADD_BIAS},
-        {IR_OPER_SCALE, RDU_KERNEL_SCALE},       {IR_OPER_SOFTCAP, RDU_KERNEL_SOFTCAP},
-        {IR_OPER_SILU_MUL, RDU_KERNEL_ACT},      {IR_OPER_GELU_MUL, RDU_KERNEL_ACT},
-        {IR_OPER_ROPE, RDU_KERNEL_ROPE},         {IR_OPER_TAKE_OUTS, RDU_KERNEL_TAKE_OUTS},
+        {IR_OPER_EMBED, RDU_KERNEL_EMBED},  {IR_OPER_NORM, RDU_KERNEL_NORM},
+        {IR_OPER_ADD, RDU_KERNEL_ADD},      {IR_OPER_ADD_BIAS, RDU_KERNEL_ADD_BIAS},
+        {IR_OPER_SCALE, RDU_KERNEL_SCALE},  {IR_OPER_SOFTCAP, RDU_KERNEL_SOFTCAP},
+        {IR_OPER_SILU_MUL, RDU_KERNEL_ACT}, {IR_OPER_GELU_MUL, RDU_KERNEL_ACT},
+        {IR_OPER_ROPE, RDU_KERNEL_ROPE},    {IR_OPER_TAKE_OUTS, RDU_KERNEL_TAKE_OUTS},
     };
     const struct ir_key *key = key_of(f, id);
     for (size_t i = 0; i < BASE_COUNT(leaf); i++) {
@@ -379,7 +383,7 @@ static void single_oper(struct fuse *f, uint32_t id)
     single_loop(f, id);
 }
 
-/* ---- quantise ------------------------------------------------------------------------------------------------- */
+/* ---- quantise -------------------------------------------------------------------------------- */
 
 static bool is_quant(const struct fuse *f, uint32_t id)
 {
@@ -387,8 +391,8 @@ static bool is_quant(const struct fuse *f, uint32_t id)
            is_oper(f, id, IR_OPER_QUANT_S);
 }
 
-/* Can the kernel that makes x write its int8 form as well? Attention works by (token, kv head): the heads
- * of one must be whole blocks. */
+/* Can the kernel that makes x write its int8 form as well? Attention works by (token, kv head): the
+ * heads of one must be whole blocks. */
 static bool quantises(const struct opt_cluster *c, uint32_t x)
 {
     switch (c->l.kernel) {
@@ -428,7 +432,7 @@ static void map_quant(struct fuse *f, uint32_t q)
     c->first = BASE_MIN(first, c->first);
 }
 
-/* ---- order -------------------------------------------------------------------------------------------------------- */
+/* ---- order ----------------------------------------------------------------------------------- */
 
 static bool is_ready(const struct fuse *f, const struct opt_cluster *c, const bool *done)
 {
@@ -457,7 +461,8 @@ static enum err_code order(struct fuse *f)
                 best = k;
         }
         if (best == IR_NONE) {
-            rc = err_set(f->e, ERR_INTERNAL, "graph %s: fused launches wait for each other", f->g->name);
+            rc = err_set(f->e, ERR_INTERNAL, "graph %s: fused launches wait for each other",
+                         f->g->name);
         } else {
             sorted[i] = s->clusters[best];
             done[best] = true;
@@ -499,11 +504,17 @@ static void map_nodes(struct fuse *f)
     }
 }
 
-enum err_code opt_fuse(const struct rdu_graph *g, uint32_t section, bool fused, struct opt_section *ret,
-                       struct opt_saved *ret_saved, struct buf *report, struct err *e)
+enum err_code opt_fuse(const struct rdu_graph *g, uint32_t section, bool fused,
+                       struct opt_section *ret, struct opt_saved *ret_saved, struct buf *report,
+                       struct err *e)
 {
-    struct fuse f = {.g = g, .section = section, .fused = fused, .out = ret, .saved = ret_saved,
-                     .report = report, .e = e};
+    struct fuse f = {.g = g,
+                     .section = section,
+                     .fused = fused,
+                     .out = ret,
+                     .saved = ret_saved,
+                     .report = report,
+                     .e = e};
     memset(ret, 0, sizeof(*ret));
     memset(ret_saved, 0, sizeof(*ret_saved));
     f.readers = mem_array(BASE_MAX(g->count, 1u), sizeof(*f.readers));

@@ -1,6 +1,6 @@
-/* Motion of take_outs: rows are chosen before the work on them instead of after, so that a prompt pays
- * for logits (and the norm before them) of its wanted tokens only. Legal through everything that makes a
- * row from the same row of its operands: element-wise and row-wise loops, matmuls. */
+/* Motion of take_outs: rows are chosen before the work on them instead of after, so that a prompt
+ * pays for logits (and the norm before them) of its wanted tokens only. Legal through everything
+ * that makes a row from the same row of its operands: element-wise and row-wise loops, matmuls. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -43,7 +43,8 @@ static uint32_t take(struct rdu_graph *g, uint32_t x, const struct ir_key *like)
     struct ir_key key = *like;
     struct ir_body plain, simple;
     key.operand[0] = x;
-    key.shape = ir_shape2(IR_ELEM_F32, RDU_DIM_OUTS, (int32_t)ir_shape_width(&g->nodes[x].key.shape));
+    key.shape =
+        ir_shape2(IR_ELEM_F32, RDU_DIM_OUTS, (int32_t)ir_shape_width(&g->nodes[x].key.shape));
     ir_body_init(&plain);
     ir_oper_body(&key.hint, &key.shape, &plain);
     ir_body_simplify(&plain, &simple, NULL);
@@ -51,7 +52,8 @@ static uint32_t take(struct rdu_graph *g, uint32_t x, const struct ir_key *like)
     return ir_node_add(g, &key, &simple);
 }
 
-static uint32_t at_outs(struct rdu_graph *g, uint32_t x, const struct ir_key *take_key, uint32_t *memo)
+static uint32_t at_outs(struct rdu_graph *g, uint32_t x, const struct ir_key *take_key,
+                        uint32_t *memo)
 {
     const struct ir_node *n = &g->nodes[x];
     bool loop = n->key.kind == IR_LOOP && is_row_local(g, n);

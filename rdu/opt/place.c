@@ -1,7 +1,7 @@
-/* Where values live. First storage: kernels that work in place share the buffer of what they change, x
- * and the logits are written in place as soon as nothing reads what they held, a residual add that may
- * not overwrite its operand is split again. Then offsets: buffers of a section whose lives do not touch
- * may share bytes. */
+/* Where values live. First storage: kernels that work in place share the buffer of what they
+ * change, x and the logits are written in place as soon as nothing reads what they held, a residual
+ * add that may not overwrite its operand is split again. Then offsets: buffers of a section whose
+ * lives do not touch may share bytes. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -12,10 +12,11 @@ struct place {
     const struct rdu_graph *g;
     uint32_t section;
     const struct opt_section *s;
-    uint32_t *storage;   /* [nodes] buffer id */
-    uint32_t *last_use;  /* [nodes] number of the last cluster that reads it, clusters.count for the result */
-    uint32_t final;      /* RDU_BUF_X or RDU_BUF_LOGITS */
-    uint32_t in_x;       /* node whose value x holds; IR_NONE */
+    uint32_t *storage;  /* [nodes] buffer id */
+    uint32_t *last_use; /* [nodes] number of the last cluster that reads it, clusters.count for the
+                           result */
+    uint32_t final;     /* RDU_BUF_X or RDU_BUF_LOGITS */
+    uint32_t in_x;      /* node whose value x holds; IR_NONE */
     struct rdu_launch *launches;
     uint32_t count;
 };
@@ -42,7 +43,7 @@ static void find_last_uses(struct place *c)
     note_use(c, result_of(c), c->s->count);
 }
 
-/* ---- names ------------------------------------------------------------------------------------------ */
+/* ---- names ----------------------------------------------------------------------------------- */
 
 static size_t stem_len(const char *slot)
 {
@@ -50,7 +51,8 @@ static size_t stem_len(const char *slot)
     return dot ? (size_t)(dot - slot) : strlen(slot);
 }
 
-/* "attn_q.weight", "attn_k.weight", "attn_v.weight" -> "attn_qkv"; longer tails keep their underscore. */
+/* "attn_q.weight", "attn_k.weight", "attn_v.weight" -> "attn_qkv"; longer tails keep their
+ * underscore. */
 static char *slots_name(const struct place *c, const struct rdu_launch *l)
 {
     struct buf b = {0};
@@ -77,7 +79,7 @@ static char *launch_name(const struct place *c, const struct rdu_launch *l)
     return mem_format("%s_%u", rdu_kernel_name(l->kernel), l->node);
 }
 
-/* ---- buffers ------------------------------------------------------------------------------------------ */
+/* ---- buffers --------------------------------------------------------------------------------- */
 
 static size_t align(size_t v, size_t to)
 {
@@ -109,7 +111,8 @@ static bool is_elementwise(enum rdu_kernel k)
            k == RDU_KERNEL_SOFTCAP || k == RDU_KERNEL_ACT;
 }
 
-/* Is the value only read by an elementwise cluster as its in[0], which may then work where it lies? */
+/* Is the value only read by an elementwise cluster as its in[0], which may then work where it lies?
+ */
 static uint32_t elementwise_reader(const struct place *c, uint32_t node)
 {
     uint32_t found = IR_NONE;
@@ -127,7 +130,8 @@ static uint32_t elementwise_reader(const struct place *c, uint32_t node)
     return found;
 }
 
-/* Will the value become the section's result through elementwise launches alone, in the same shape? */
+/* Will the value become the section's result through elementwise launches alone, in the same shape?
+ */
 static bool becomes_result(const struct place *c, uint32_t node)
 {
     for (uint32_t at = node;;) {
@@ -137,14 +141,15 @@ static bool becomes_result(const struct place *c, uint32_t node)
         if (i == IR_NONE)
             return false;
         uint32_t next = c->s->clusters[i].l.out[0];
-        if (ir_shape_width(&c->g->nodes[next].key.shape) != ir_shape_width(&c->g->nodes[node].key.shape))
+        if (ir_shape_width(&c->g->nodes[next].key.shape) !=
+            ir_shape_width(&c->g->nodes[node].key.shape))
             return false;
         at = next;
     }
 }
 
-/* May launch i write all of x? Only if nobody still needs what it holds; launch i itself may if it is
- * elementwise. */
+/* May launch i write all of x? Only if nobody still needs what it holds; launch i itself may if it
+ * is elementwise. */
 static bool x_is_free(const struct place *c, const struct rdu_launch *l, uint32_t i)
 {
     if (c->in_x == IR_NONE)
@@ -163,8 +168,8 @@ static bool in_final(struct place *c, const struct rdu_launch *l, uint32_t node,
 }
 
 /* Storage of the value `node` that launch i makes (not in place). */
-static void store(struct place *c, const struct rdu_launch *l, uint32_t node, uint32_t i, const char *name,
-                  const char *part)
+static void store(struct place *c, const struct rdu_launch *l, uint32_t node, uint32_t i,
+                  const char *name, const char *part)
 {
     uint32_t from = l->in[0];
     const struct ir_shape *shape = &c->g->nodes[node].key.shape;
@@ -183,7 +188,7 @@ static void store(struct place *c, const struct rdu_launch *l, uint32_t node, ui
     c->storage[node] = new_buffer(c, node, name, part);
 }
 
-/* ---- launches -------------------------------------------------------------------------------------------- */
+/* ---- launches -------------------------------------------------------------------------------- */
 
 static uint32_t storage_of(const struct place *c, uint32_t node)
 {
@@ -218,7 +223,8 @@ static void push_copy(struct place *c, uint32_t node, uint32_t to)
     c->launches[c->count - 1].out[0] = to;
 }
 
-/* The value `to` is `from` changed where it lies; copied first if somebody else needs it as it was. */
+/* The value `to` is `from` changed where it lies; copied first if somebody else needs it as it was.
+ */
 static void in_place(struct place *c, uint32_t from, uint32_t to, uint32_t i, const char *name,
                      const char *part)
 {
@@ -265,8 +271,11 @@ static void place_residual(struct place *c, const struct opt_cluster *k, uint32_
     l.nodes--;
     c->storage[k->product] = new_buffer(c, k->product, name, "product");
     push(c, &l, name);
-    struct rdu_launch add = {.kernel = RDU_KERNEL_ADD, .node = sum, .nodes = 1,
-                             .in = {a, k->product, IR_NONE}, .out = {sum, IR_NONE, IR_NONE, IR_NONE}};
+    struct rdu_launch add = {.kernel = RDU_KERNEL_ADD,
+                             .node = sum,
+                             .nodes = 1,
+                             .in = {a, k->product, IR_NONE},
+                             .out = {sum, IR_NONE, IR_NONE, IR_NONE}};
     c->last_use[k->product] = i;
     char *add_name = launch_name(c, &add);
     store(c, &add, sum, i, add_name, "");
@@ -327,7 +336,7 @@ void opt_buffers(struct rdu_program *p, uint32_t section, const struct opt_secti
     free(c.last_use);
 }
 
-/* ---- offsets -------------------------------------------------------------------------------------------------- */
+/* ---- offsets --------------------------------------------------------------------------------- */
 
 struct life {
     uint32_t from, to; /* launches, both inclusive */
@@ -352,9 +361,10 @@ static void find_lives(const struct rdu_program *p, uint32_t section, struct lif
     }
 }
 
-/* Lowest offset at which buffer `id` meets none of the buffers already placed that live when it does. */
-static size_t lowest_offset(const struct rdu_program *p, const struct life *life, uint32_t from, uint32_t id,
-                            const bool *placed)
+/* Lowest offset at which buffer `id` meets none of the buffers already placed that live when it
+ * does. */
+static size_t lowest_offset(const struct rdu_program *p, const struct life *life, uint32_t from,
+                            uint32_t id, const bool *placed)
 {
     size_t at = 0;
     for (bool moved = true; moved;) {
@@ -362,7 +372,8 @@ static size_t lowest_offset(const struct rdu_program *p, const struct life *life
         for (uint32_t k = from; k < p->bufs_count; k++) {
             const struct rdu_buf *b = &p->bufs[k];
             bool together = placed[k] && life[k].from <= life[id].to && life[id].from <= life[k].to;
-            if (together && at < b->row_offset + b->row_bytes && b->row_offset < at + p->bufs[id].row_bytes) {
+            if (together && at < b->row_offset + b->row_bytes &&
+                b->row_offset < at + p->bufs[id].row_bytes) {
                 at = b->row_offset + b->row_bytes;
                 moved = true;
             }
@@ -381,7 +392,8 @@ void opt_place(struct rdu_program *p, uint32_t section, uint32_t from)
     find_lives(p, section, life);
     size_t peak = 0, naive = 0;
     for (uint32_t step = from; step < p->bufs_count; step++) {
-        uint32_t best = IR_NONE; /* largest first packs well enough: plans are a few percent above the bound */
+        uint32_t best =
+            IR_NONE; /* largest first packs well enough: plans are a few percent above the bound */
         for (uint32_t i = from; i < p->bufs_count; i++) {
             if (!placed[i] && (best == IR_NONE || p->bufs[i].row_bytes > p->bufs[best].row_bytes))
                 best = i;

@@ -1,4 +1,5 @@
-/* rdu_program_open: verify -> simplify -> (fuse -> buffers -> place), and what others ask a program. */
+/* rdu_program_open: verify -> simplify -> (fuse -> buffers -> place), and what others ask a
+ * program. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -7,15 +8,15 @@
 const char *rdu_kernel_name(enum rdu_kernel k)
 {
     static const char *const name[RDU_KERNELS] = {
-        "embed",       "norm",   "quantize",  "matmul", "gate_up",  "act",   "rope",
-        "rope_append", "append", "attention", "add",    "add_bias", "scale", "softcap",
-        "take_outs",   "head",   "loop"};
+        "embed", "norm",        "quantize",  "matmul",    "gate_up", "act",
+        "rope",  "rope_append", "append",    "attention", "add",     "add_bias",
+        "scale", "softcap",     "take_outs", "head",      "loop"};
     return (unsigned)k < RDU_KERNELS ? name[k] : "?";
 }
 
 static const char *const section_name[RDU_SECTIONS] = {"embed", "layer", "head"};
 
-/* ---- open ------------------------------------------------------------------------------------------ */
+/* ---- open ------------------------------------------------------------------------------------ */
 
 static enum err_code check_options(const struct rdu_graph *g, const struct rdu_program_options *o,
                                    struct err *e)
@@ -24,12 +25,14 @@ static enum err_code check_options(const struct rdu_graph *g, const struct rdu_p
         return err_set(e, ERR_INVALID, "graph %s: execution level %d does not exist", g->name,
                        (int)o->exec);
     if (o->exec == RDU_EXEC_NATIVE)
-        return err_set(e, ERR_UNSUPPORTED,
-                       "graph %s: native code is not emitted by this build: use fused (same results), "
-                       "unfused or interp",
-                       g->name);
+        return err_set(
+            e, ERR_UNSUPPORTED,
+            "graph %s: native code is not emitted by this build: use fused (same results), "
+            "unfused or interp",
+            g->name);
     if (o->sockets < 1 || o->sockets > 16)
-        return err_set(e, ERR_INVALID, "graph %s: %u sockets, must be 1 to 16", g->name, o->sockets);
+        return err_set(e, ERR_INVALID, "graph %s: %u sockets, must be 1 to 16", g->name,
+                       o->sockets);
     return ERR_OK;
 }
 
@@ -131,7 +134,7 @@ void rdu_program_close(struct rdu_program **p)
     *p = NULL;
 }
 
-/* ---- questions ----------------------------------------------------------------------------------------- */
+/* ---- questions ------------------------------------------------------------------------------- */
 
 enum rdu_exec rdu_program_exec(const struct rdu_program *p)
 {
@@ -185,8 +188,8 @@ size_t rdu_program_scratch(const struct rdu_program *p, uint32_t n_tokens, uint3
     return p->row_bytes_peak * rows;
 }
 
-size_t rdu_kv_page_bytes(enum rdu_kv_type type, uint32_t layers, uint32_t kv_heads, uint32_t head_dim,
-                         uint32_t page_tokens)
+size_t rdu_kv_page_bytes(enum rdu_kv_type type, uint32_t layers, uint32_t kv_heads,
+                         uint32_t head_dim, uint32_t page_tokens)
 {
     size_t bytes = type == RDU_KV_F16 ? 2 : 4;
     size_t blocks = (page_tokens + RDU_KV_BLOCK - 1) / RDU_KV_BLOCK;

@@ -1,5 +1,5 @@
-/* Graph simplification: reachable nodes only, bodies simplified, loops that only copy forwarded, equal
- * nodes merged by hash-consing as they are made again. */
+/* Graph simplification: reachable nodes only, bodies simplified, loops that only copy forwarded,
+ * equal nodes merged by hash-consing as they are made again. */
 #include <stdlib.h>
 #include <string.h>
 

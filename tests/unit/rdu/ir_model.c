@@ -7,14 +7,25 @@
 
 struct model_spec model_spec_tiny(void)
 {
-    struct model_spec s = {.numerics = RDU_NUMERICS_INT8, .matrix = RDU_Q4_1, .head = RDU_Q8_0,
-                           .width = 96, .heads = 6, .kv_heads = 2, .head_dim = 16, .rot = 16,
-                           .ffn = 160, .vocab = 203, .layers = 2, .context = 128,
-                           .rope = RDU_ROPE_HALVES, .kv = RDU_KV_F16, .page_tokens = 64};
+    struct model_spec s = {.numerics = RDU_NUMERICS_INT8,
+                           .matrix = RDU_Q4_1,
+                           .head = RDU_Q8_0,
+                           .width = 96,
+                           .heads = 6,
+                           .kv_heads = 2,
+                           .head_dim = 16,
+                           .rot = 16,
+                           .ffn = 160,
+                           .vocab = 203,
+                           .layers = 2,
+                           .context = 128,
+                           .rope = RDU_ROPE_HALVES,
+                           .kv = RDU_KV_F16,
+                           .page_tokens = 64};
     return s;
 }
 
-/* ---- graph ----------------------------------------------------------------------------------------- */
+/* ---- graph ----------------------------------------------------------------------------------- */
 
 struct tables {
     uint32_t c, s;
@@ -39,8 +50,8 @@ static struct tables make_tables(struct rdu_graph *g, const struct model_spec *s
     return t;
 }
 
-static uint32_t project(struct rdu_graph *g, uint32_t x, const char *name, uint32_t rows, uint32_t cols,
-                        bool bias)
+static uint32_t project(struct rdu_graph *g, uint32_t x, const char *name, uint32_t rows,
+                        uint32_t cols, bool bias)
 {
     char slot[64];
     snprintf(slot, sizeof(slot), "%s.weight", name);
@@ -49,12 +60,14 @@ static uint32_t project(struct rdu_graph *g, uint32_t x, const char *name, uint3
     return bias ? rdu_add_bias(g, y, rdu_slot(g, slot, 1, rows)) : y;
 }
 
-static uint32_t norm(struct rdu_graph *g, uint32_t x, const char *slot, uint32_t width, uint32_t groups)
+static uint32_t norm(struct rdu_graph *g, uint32_t x, const char *slot, uint32_t width,
+                     uint32_t groups)
 {
     return rdu_rms_norm(g, x, rdu_slot(g, slot, 1, width / groups), 1e-5f, groups);
 }
 
-static uint32_t attention(struct rdu_graph *g, uint32_t n, const struct model_spec *s, struct tables t)
+static uint32_t attention(struct rdu_graph *g, uint32_t n, const struct model_spec *s,
+                          struct tables t)
 {
     uint32_t qw = s->heads * s->head_dim, kw = s->kv_heads * s->head_dim;
     uint32_t q = project(g, n, "attn_q", qw, s->width, s->bias);
@@ -66,10 +79,12 @@ static uint32_t attention(struct rdu_graph *g, uint32_t n, const struct model_sp
     }
     q = rdu_rope(g, q, t.c, t.s, s->heads, s->head_dim, s->rot, s->rope);
     k = rdu_rope(g, k, t.c, t.s, s->kv_heads, s->head_dim, s->rot, s->rope);
-    struct rdu_attention_options o = {.heads = s->heads, .kv_heads = s->kv_heads,
+    struct rdu_attention_options o = {.heads = s->heads,
+                                      .kv_heads = s->kv_heads,
                                       .head_dim = s->head_dim,
                                       .scale = 1.0f / sqrtf((float)s->head_dim),
-                                      .softcap = s->attn_softcap, .windowed = s->windowed};
+                                      .softcap = s->attn_softcap,
+                                      .windowed = s->windowed};
     return project(g, rdu_attention(g, q, k, v, &o), "attn_output", s->width, qw, false);
 }
 
@@ -116,7 +131,7 @@ struct rdu_graph *model_graph(const struct model_spec *s)
     return g;
 }
 
-/* ---- weights ------------------------------------------------------------------------------------------- */
+/* ---- weights --------------------------------------------------------------------------------- */
 
 float model_normal(struct rng *r)
 {
@@ -130,16 +145,18 @@ float model_normal(struct rng *r)
 static void set_scales(enum rdu_type type, uint8_t *block, struct rng *r, float scale)
 {
     static const int at[RDU_TYPES][2] = {
-        [RDU_Q5_0] = {0, -1},    [RDU_Q5_1] = {0, 2},      [RDU_Q2_K] = {80, 82},  [RDU_Q3_K] = {108, -1},
-        [RDU_Q4_K] = {0, 2},     [RDU_Q5_K] = {0, 2},      [RDU_Q6_K] = {208, -1}, [RDU_IQ1_S] = {0, -1},
-        [RDU_IQ2_XXS] = {0, -1}, [RDU_IQ2_XS] = {0, -1},   [RDU_IQ2_S] = {0, -1},  [RDU_IQ3_XXS] = {0, -1},
-        [RDU_IQ3_S] = {0, -1},   [RDU_IQ4_NL] = {0, -1},   [RDU_IQ4_XS] = {0, -1}, [RDU_TQ1_0] = {52, -1},
-        [RDU_TQ2_0] = {64, -1}};
+        [RDU_Q5_0] = {0, -1},   [RDU_Q5_1] = {0, 2},    [RDU_Q2_K] = {80, 82},
+        [RDU_Q3_K] = {108, -1}, [RDU_Q4_K] = {0, 2},    [RDU_Q5_K] = {0, 2},
+        [RDU_Q6_K] = {208, -1}, [RDU_IQ1_S] = {0, -1},  [RDU_IQ2_XXS] = {0, -1},
+        [RDU_IQ2_XS] = {0, -1}, [RDU_IQ2_S] = {0, -1},  [RDU_IQ3_XXS] = {0, -1},
+        [RDU_IQ3_S] = {0, -1},  [RDU_IQ4_NL] = {0, -1}, [RDU_IQ4_XS] = {0, -1},
+        [RDU_TQ1_0] = {52, -1}, [RDU_TQ2_0] = {64, -1}};
     static const float range[RDU_TYPES] = {
-        [RDU_Q5_0] = 16,  [RDU_Q5_1] = 32,   [RDU_Q2_K] = 40,  [RDU_Q3_K] = 100, [RDU_Q4_K] = 900,
-        [RDU_Q5_K] = 1800, [RDU_Q6_K] = 4000, [RDU_IQ1_S] = 15, [RDU_IQ2_XXS] = 400, [RDU_IQ2_XS] = 400,
-        [RDU_IQ2_S] = 400, [RDU_IQ3_XXS] = 400, [RDU_IQ3_S] = 400, [RDU_IQ4_NL] = 120, [RDU_IQ4_XS] = 3000,
-        [RDU_TQ1_0] = 1, [RDU_TQ2_0] = 1};
+        [RDU_Q5_0] = 16,     [RDU_Q5_1] = 32,    [RDU_Q2_K] = 40,     [RDU_Q3_K] = 100,
+        [RDU_Q4_K] = 900,    [RDU_Q5_K] = 1800,  [RDU_Q6_K] = 4000,   [RDU_IQ1_S] = 15,
+        [RDU_IQ2_XXS] = 400, [RDU_IQ2_XS] = 400, [RDU_IQ2_S] = 400,   [RDU_IQ3_XXS] = 400,
+        [RDU_IQ3_S] = 400,   [RDU_IQ4_NL] = 120, [RDU_IQ4_XS] = 3000, [RDU_TQ1_0] = 1,
+        [RDU_TQ2_0] = 1};
     for (int i = 0; i < 2; i++) {
         if (i == 1 && at[type][1] <= 0)
             break;
@@ -175,7 +192,8 @@ void *model_matrix(struct arena *a, struct rng *r, enum rdu_type type, uint32_t 
     return packed;
 }
 
-static struct rdu_weight make_weight(struct model *m, const struct rdu_slot_info *s, enum rdu_type type)
+static struct rdu_weight make_weight(struct model *m, const struct rdu_slot_info *s,
+                                     enum rdu_type type)
 {
     struct rdu_weight w = {.rows = s->rows, .cols = s->cols, .type = RDU_F32};
     if (s->rows == 1) {
@@ -219,8 +237,10 @@ static void make_deltas(struct model *m, const struct rdu_program *p)
             list[k].a_type = k % 2 ? RDU_F16 : RDU_F32;
             list[k].b_type = RDU_F32;
             list[k].scale = 0.5f + 0.1f * (float)i;
-            list[k].a = model_matrix(&m->memory, &m->rng, list[k].a_type, s->rank, info->cols, 0.1f);
-            list[k].b = model_matrix(&m->memory, &m->rng, list[k].b_type, info->rows, s->rank, 0.1f);
+            list[k].a =
+                model_matrix(&m->memory, &m->rng, list[k].a_type, s->rank, info->cols, 0.1f);
+            list[k].b =
+                model_matrix(&m->memory, &m->rng, list[k].b_type, info->rows, s->rank, 0.1f);
         }
     }
 }
@@ -261,8 +281,8 @@ void model_open(struct model *m, const struct model_spec *spec, const struct rdu
     for (uint32_t i = 0; i < m->globals_count; i++)
         m->globals[i] = make_weight(m, rdu_program_slot(p, RDU_SECTION_HEAD, i), spec->head);
     for (uint32_t i = 0; i < spec->layers * m->layer_slots; i++)
-        m->layers[i] = make_weight(
-            m, rdu_program_slot(p, RDU_SECTION_LAYER, i % m->layer_slots), spec->matrix);
+        m->layers[i] = make_weight(m, rdu_program_slot(p, RDU_SECTION_LAYER, i % m->layer_slots),
+                                   spec->matrix);
     make_deltas(m, p);
     make_pages(m);
     m->window = arena_alloc(&m->memory, spec->layers * sizeof(*m->window));
@@ -275,7 +295,7 @@ void model_close(struct model *m)
     arena_done(&m->memory);
 }
 
-/* ---- runs ------------------------------------------------------------------------------------------------ */
+/* ---- runs ------------------------------------------------------------------------------------ */
 
 void model_step_make(struct model *m, struct model_step *s, uint32_t n_tokens, uint32_t n_outs,
                      uint32_t pos)
@@ -305,12 +325,23 @@ void model_run(struct model *m, const struct rdu_program *p, const struct model_
         m->groups[i].deltas = m->delta_list + i * spec->adapters;
         m->groups[i].adapters_count = spec->adapters;
     }
-    struct rdu_args a = {.n_tokens = s->n_tokens, .n_outs = s->n_outs, .n_layers = spec->layers,
-                         .tokens = s->tokens, .pos = s->pos, .seq = s->seq,
-                         .kv_pages = (void *const *const *)m->pages, .kv_page_tokens = spec->page_tokens,
-                         .kv_type = spec->kv, .outs = s->outs, .globals = m->globals,
-                         .layers = m->layers, .window = spec->windowed ? m->window : NULL,
-                         .groups = m->groups, .groups_count = 2, .x = x, .logits = logits,
+    struct rdu_args a = {.n_tokens = s->n_tokens,
+                         .n_outs = s->n_outs,
+                         .n_layers = spec->layers,
+                         .tokens = s->tokens,
+                         .pos = s->pos,
+                         .seq = s->seq,
+                         .kv_pages = (void *const *const *)m->pages,
+                         .kv_page_tokens = spec->page_tokens,
+                         .kv_type = spec->kv,
+                         .outs = s->outs,
+                         .globals = m->globals,
+                         .layers = m->layers,
+                         .window = spec->windowed ? m->window : NULL,
+                         .groups = m->groups,
+                         .groups_count = 2,
+                         .x = x,
+                         .logits = logits,
                          .logits_stride = (rdu_program_vocab(p) + 7u) & ~7u};
     if (node) {
         rdu_node_run(node, p, &a, 0, spec->layers + 2);

@@ -1,5 +1,5 @@
-/* Small models of every supported shape with random weights, and a run of them at any execution level:
- * what the tests of ir/, opt/ and node/ compare. Tests only. */
+/* Small models of every supported shape with random weights, and a run of them at any execution
+ * level: what the tests of ir/, opt/ and node/ compare. Tests only. */
 #ifndef IR_MODEL_H
 #define IR_MODEL_H
 
@@ -7,18 +7,18 @@
 
 struct model_spec {
     enum rdu_numerics numerics;
-    enum rdu_type matrix;      /* element type of the layers' matrices */
-    enum rdu_type head;        /* of the embedding, which is the head too */
+    enum rdu_type matrix; /* element type of the layers' matrices */
+    enum rdu_type head;   /* of the embedding, which is the head too */
     uint32_t width, heads, kv_heads, head_dim, rot, ffn, vocab, layers, context;
     enum rdu_rope rope;
-    bool bias;                 /* qwen2: q, k, v */
-    bool qk_norm;              /* qwen3 */
-    bool post_norm;            /* gemma2, with gelu and scaled embeddings */
-    bool windowed;             /* every other layer */
+    bool bias;      /* qwen2: q, k, v */
+    bool qk_norm;   /* qwen3 */
+    bool post_norm; /* gemma2, with gelu and scaled embeddings */
+    bool windowed;  /* every other layer */
     float attn_softcap, softcap;
-    bool parallel;             /* the MLP reads the layer's first norm: both residuals at the end */
-    uint32_t chunk_rows;       /* 0 = matrices in one piece */
-    uint32_t adapters, rank;   /* of each of two token groups' adapters */
+    bool parallel;           /* the MLP reads the layer's first norm: both residuals at the end */
+    uint32_t chunk_rows;     /* 0 = matrices in one piece */
+    uint32_t adapters, rank; /* of each of two token groups' adapters */
     enum rdu_kv_type kv;
     uint32_t page_tokens;
 };
@@ -35,12 +35,12 @@ struct model {
     struct rdu_delta *deltas; /* [adapters * 2][layers, slots] */
     const struct rdu_delta *delta_list[8];
     struct rdu_token_group groups[2];
-    void ***pages;            /* [2 sequences][pages] */
+    void ***pages; /* [2 sequences][pages] */
     uint32_t pages_count;
     size_t page_bytes;
     uint32_t *window;
     struct rng rng;
-    struct arena memory;      /* everything above */
+    struct arena memory; /* everything above */
 };
 void model_open(struct model *m, const struct model_spec *spec, const struct rdu_program *p,
                 uint64_t seed);
@@ -60,8 +60,8 @@ struct model_step {
 };
 void model_step_make(struct model *m, struct model_step *s, uint32_t n_tokens, uint32_t n_outs,
                      uint32_t pos);
-/* Runs all stages; logits [n_outs, vocab] into `logits` (stride = vocab rounded up to 8). node NULL: the
- * interpreter. */
+/* Runs all stages; logits [n_outs, vocab] into `logits` (stride = vocab rounded up to 8). node
+ * NULL: the interpreter. */
 struct rdu_node;
 void model_run(struct model *m, const struct rdu_program *p, const struct model_step *s,
                struct rdu_node *node, float *logits);

@@ -1,5 +1,6 @@
-/* Every execution level gives the same bits: interpreter, one launch per operator, fused launches; for
- * the shapes of llama, qwen2, qwen3 and gemma2, all weight types, adapters, windows, chunks, batches. */
+/* Every execution level gives the same bits: interpreter, one launch per operator, fused launches;
+ * for the shapes of llama, qwen2, qwen3 and gemma2, all weight types, adapters, windows, chunks,
+ * batches. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -35,7 +36,8 @@ static struct rdu_node *open_node(const char *cpu, uint32_t threads)
 }
 
 /* A prompt of both sequences, then two decode steps; all logits. */
-static size_t run_all(struct model *m, const struct rdu_program *p, struct rdu_node *n, float *logits)
+static size_t run_all(struct model *m, const struct rdu_program *p, struct rdu_node *n,
+                      float *logits)
 {
     struct model_step s;
     struct err e = {0};

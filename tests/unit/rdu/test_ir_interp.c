@@ -1,6 +1,6 @@
-/* The interpreter against direct C: each operator written down once more the plain way, in the order of
- * rdu/README.md, and compared bit for bit; and against double arithmetic within a bound, so that the
- * order is not the only thing both could have wrong. */
+/* The interpreter against direct C: each operator written down once more the plain way, in the
+ * order of rdu/README.md, and compared bit for bit; and against double arithmetic within a bound,
+ * so that the order is not the only thing both could have wrong. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -56,8 +56,12 @@ static void one_run(struct one *o, uint32_t result)
     if (rdu_program_open(&o->g, &opt, &o->p, &e) != ERR_OK)
         fail_msg("%s", e.msg);
     memcpy(o->out, o->in, sizeof(o->in));
-    struct rdu_args a = {.n_tokens = T, .n_layers = 1, .pos = o->pos, .layers = o->layers,
-                         .globals = o->globals, .x = o->out};
+    struct rdu_args a = {.n_tokens = T,
+                         .n_layers = 1,
+                         .pos = o->pos,
+                         .layers = o->layers,
+                         .globals = o->globals,
+                         .x = o->out};
     rdu_interp_section(o->p, &a, RDU_SECTION_LAYER, 0);
 }
 
@@ -80,19 +84,19 @@ static void same(const float *want, const float *got, size_t count)
 {
     for (size_t i = 0; i < count; i++) {
         if (memcmp(&want[i], &got[i], sizeof(float)) != 0)
-            fail_msg("element %zu: %.9g instead of %.9g (seed %u)", i, (double)got[i], (double)want[i],
-                     SEED);
+            fail_msg("element %zu: %.9g instead of %.9g (seed %u)", i, (double)got[i],
+                     (double)want[i], SEED);
     }
 }
 
 static void close_to(double want, float got, double bound, size_t i)
 {
     if (!(fabs(want - (double)got) <= bound))
-        fail_msg("element %zu: %.9g, in double %.9g, bound %.3g (seed %u)", i, (double)got, want, bound,
-                 SEED);
+        fail_msg("element %zu: %.9g, in double %.9g, bound %.3g (seed %u)", i, (double)got, want,
+                 bound, SEED);
 }
 
-/* ---- row-wise operators ---------------------------------------------------------------------------------- */
+/* ---- row-wise operators ---------------------------------------------------------------------- */
 
 static float sum16_of_squares(const float *x, uint32_t n)
 {
@@ -144,20 +148,30 @@ static void pointwise_operators_follow_rule_10(void **state)
         uint32_t slot = rdu_slot(o.g, "bias", 1, W);
         const float *bias = vector(&o, slot, W);
         uint32_t y = rdu_add_bias(o.g, o.x, slot);
-        uint32_t result[6] = {y, rdu_silu_mul(o.g, o.x, y), rdu_gelu_mul(o.g, o.x, y),
-                              rdu_add(o.g, y, o.x), rdu_scale(o.g, o.x, 0.3f), rdu_softcap(o.g, o.x, 7.0f)};
+        uint32_t result[6] = {y,
+                              rdu_silu_mul(o.g, o.x, y),
+                              rdu_gelu_mul(o.g, o.x, y),
+                              rdu_add(o.g, y, o.x),
+                              rdu_scale(o.g, o.x, 0.3f),
+                              rdu_softcap(o.g, o.x, 7.0f)};
         one_run(&o, result[which]);
         float want[T * W];
         for (int i = 0; i < T * W; i++) {
             float g = o.in[i], u = g + bias[i % W];
             float inner = 0.7978845608f * (g + 0.044715f * g * g * g);
-            float all[6] = {u, (g / (1.0f + rdu_expf(-g))) * u,
-                            0.5f * g * (1.0f + rdu_tanhf(inner)) * u, u + g, g * 0.3f,
+            float all[6] = {u,
+                            (g / (1.0f + rdu_expf(-g))) * u,
+                            0.5f * g * (1.0f + rdu_tanhf(inner)) * u,
+                            u + g,
+                            g * 0.3f,
                             7.0f * rdu_tanhf(g / 7.0f)};
             double dg = (double)g, du = (double)u;
             double cube = 0.044715 * dg * dg * dg;
-            double exact[6] = {du, dg / (1 + exp(-dg)) * du,
-                               0.5 * dg * (1 + tanh(0.7978845608 * (dg + cube))) * du, du + dg, dg * 0.3,
+            double exact[6] = {du,
+                               dg / (1 + exp(-dg)) * du,
+                               0.5 * dg * (1 + tanh(0.7978845608 * (dg + cube))) * du,
+                               du + dg,
+                               dg * 0.3,
                                7 * tanh(dg / 7)};
             want[i] = all[which];
             close_to(exact[which], want[i], 2e-6 * (fabs(exact[which]) + fabs(dg) + 1), (size_t)i);
@@ -180,8 +194,8 @@ static void rope_follows_rule_8(void **state)
             c[i] = model_normal(&o.rng);
             s[i] = model_normal(&o.rng);
         }
-        one_run(&o, rdu_rope(o.g, o.x, rdu_const(o.g, "c", c, 40, half), rdu_const(o.g, "s", s, 40, half),
-                             heads, hd, rot, style));
+        one_run(&o, rdu_rope(o.g, o.x, rdu_const(o.g, "c", c, 40, half),
+                             rdu_const(o.g, "s", s, 40, half), heads, hd, rot, style));
         memcpy(want, o.in, sizeof(want));
         for (uint32_t h = 0; h < T * heads; h++) {
             uint32_t pos = o.pos[h / heads];
@@ -198,7 +212,7 @@ static void rope_follows_rule_8(void **state)
     }
 }
 
-/* ---- quantise and matmul ------------------------------------------------------------------------------------ */
+/* ---- quantise and matmul --------------------------------------------------------------------- */
 
 /* Rule 4. */
 static void quantise(const float *x, uint32_t n, int32_t *q, float *d, float *s)
@@ -281,7 +295,7 @@ static void check_matmul(enum rdu_numerics numerics, enum rdu_type type)
 
 static void matmul_follows_rules_5_and_6(void **state)
 {
-    static const enum rdu_type types[] = {RDU_F32, RDU_F16, RDU_BF16, RDU_Q4_0, RDU_Q4_1,
+    static const enum rdu_type types[] = {RDU_F32,  RDU_F16,  RDU_BF16, RDU_Q4_0,  RDU_Q4_1,
                                           RDU_Q5_0, RDU_Q5_1, RDU_Q8_0, RDU_IQ4_NL};
     for (size_t i = 0; i < BASE_COUNT(types); i++) {
         check_matmul(RDU_NUMERICS_F32, types[i]);
@@ -289,7 +303,7 @@ static void matmul_follows_rules_5_and_6(void **state)
     }
 }
 
-/* ---- attention ---------------------------------------------------------------------------------------------------- */
+/* ---- attention ------------------------------------------------------------------------------- */
 
 struct attention_case {
     uint32_t heads, kv_heads, head_dim, window;
@@ -343,8 +357,8 @@ static void attend(const struct attention_case *c, const float *q, const float *
 }
 
 /* The same in double, without blocks. */
-static void attend_double(const struct attention_case *c, const float *q, const float *k, const float *v,
-                          uint32_t pos, float scale, double *out)
+static void attend_double(const struct attention_case *c, const float *q, const float *k,
+                          const float *v, uint32_t pos, float scale, double *out)
 {
     uint32_t hd = c->head_dim, first = c->window && pos + 1 > c->window ? pos + 1 - c->window : 0;
     double sum = 0;
@@ -365,7 +379,8 @@ static void attend_double(const struct attention_case *c, const float *q, const 
         out[d] /= sum;
 }
 
-/* x = [q | k | v] is cut apart by three matmuls with unit rows, so that the test knows all three. */
+/* x = [q | k | v] is cut apart by three matmuls with unit rows, so that the test knows all three.
+ */
 struct attention_run {
     struct rdu_program *p;
     struct arena memory;
@@ -402,8 +417,12 @@ static void attention_open(struct attention_run *r, const struct attention_case 
     uint32_t q = rdu_matmul(g, x, rdu_slot(g, "q", r->q_width, r->width));
     uint32_t k = rdu_matmul(g, x, rdu_slot(g, "k", r->kv_width, r->width));
     uint32_t v = rdu_matmul(g, x, rdu_slot(g, "v", r->kv_width, r->width));
-    struct rdu_attention_options o = {.heads = c->heads, .kv_heads = c->kv_heads, .head_dim = c->head_dim,
-                                      .scale = 0.25f, .softcap = c->softcap, .windowed = c->window > 0};
+    struct rdu_attention_options o = {.heads = c->heads,
+                                      .kv_heads = c->kv_heads,
+                                      .head_dim = c->head_dim,
+                                      .scale = 0.25f,
+                                      .softcap = c->softcap,
+                                      .windowed = c->window > 0};
     uint32_t y = rdu_attention(g, q, k, v, &o);
     rdu_graph_end(g, rdu_matmul(g, y, rdu_slot(g, "o", r->width, r->q_width)));
     x = rdu_graph_begin(g, RDU_SECTION_HEAD, r->width);
@@ -423,7 +442,8 @@ static void attention_open(struct attention_run *r, const struct attention_case 
         raw[i * r->q_width + i] = 1.0f;
     void *packed = arena_alloc(&r->memory, rdu_pack_bytes(RDU_F32, r->width, r->q_width));
     rdu_pack_rows(RDU_F32, r->width, r->q_width, raw, packed);
-    r->layers[3] = (struct rdu_weight){.data = packed, .rows = r->width, .cols = r->q_width, .type = RDU_F32};
+    r->layers[3] =
+        (struct rdu_weight){.data = packed, .rows = r->width, .cols = r->q_width, .type = RDU_F32};
     size_t bytes = rdu_kv_page_bytes(c->kv, 1, c->kv_heads, c->head_dim, 32);
     for (int i = 0; i < 8; i++) {
         r->page[i] = arena_alloc(&r->memory, bytes);
@@ -440,8 +460,8 @@ static float stored(enum rdu_kv_type kv, float v)
 }
 
 /* n tokens from position `pos`: runs the layer and keeps what it appends. */
-static void attention_step(struct attention_run *r, const struct attention_case *c, uint32_t pos, uint32_t n,
-                           float *x)
+static void attention_step(struct attention_run *r, const struct attention_case *c, uint32_t pos,
+                           uint32_t n, float *x)
 {
     uint32_t at[64], seq[64] = {0};
     size_t stride = (r->width + 15u) & ~15u;
@@ -455,9 +475,16 @@ static void attention_step(struct attention_run *r, const struct attention_case 
             r->v[to] = stored(c->kv, x[t * stride + r->q_width + r->kv_width + i]);
         }
     }
-    struct rdu_args a = {.n_tokens = n, .n_layers = 1, .pos = at, .seq = seq, .layers = r->layers,
-                         .kv_pages = (void *const *const *)r->pages, .kv_page_tokens = 32,
-                         .kv_type = c->kv, .window = c->window ? &c->window : NULL, .x = x};
+    struct rdu_args a = {.n_tokens = n,
+                         .n_layers = 1,
+                         .pos = at,
+                         .seq = seq,
+                         .layers = r->layers,
+                         .kv_pages = (void *const *const *)r->pages,
+                         .kv_page_tokens = 32,
+                         .kv_type = c->kv,
+                         .window = c->window ? &c->window : NULL,
+                         .x = x};
     rdu_interp_section(r->p, &a, RDU_SECTION_LAYER, 0);
 }
 
@@ -508,7 +535,7 @@ static void attention_follows_rule_9(void **state)
         check_attention(&cases[i]);
 }
 
-/* ---- embed and outs ---------------------------------------------------------------------------------------------- */
+/* ---- embed and outs -------------------------------------------------------------------------- */
 
 static void embed_gathers_dequantised_rows_and_outs_gather_x(void **state)
 {
@@ -531,12 +558,20 @@ static void embed_gathers_dequantised_rows_and_outs_gather_x(void **state)
             fail_msg("%s", e.msg);
         struct rdu_weight w = {.rows = 37, .cols = 256, .type = types[i]};
         w.data = model_matrix(&memory, &rng, types[i], 37, 256, 1.0f);
-        /* Ids beyond the vocabulary are the caller's mistake: the nearest row, never memory beyond it. */
+        /* Ids beyond the vocabulary are the caller's mistake: the nearest row, never memory beyond
+         * it. */
         const int32_t ids[4] = {36, 0, 12345, -5};
         const uint32_t rows[4] = {36, 0, 36, 0}, outs[2] = {1, 2};
         float out[4 * 256], logits[2 * 256];
-        struct rdu_args a = {.n_tokens = 4, .n_outs = 2, .n_layers = 1, .tokens = ids, .outs = outs,
-                             .globals = &w, .x = out, .logits = logits, .logits_stride = 256};
+        struct rdu_args a = {.n_tokens = 4,
+                             .n_outs = 2,
+                             .n_layers = 1,
+                             .tokens = ids,
+                             .outs = outs,
+                             .globals = &w,
+                             .x = out,
+                             .logits = logits,
+                             .logits_stride = 256};
         rdu_interp_section(p, &a, RDU_SECTION_EMBED, 0);
         rdu_interp_section(p, &a, RDU_SECTION_LAYER, 0);
         rdu_interp_section(p, &a, RDU_SECTION_HEAD, 0);

@@ -16,7 +16,7 @@
 #define W 48
 #define T 6
 
-/* ---- random bodies -------------------------------------------------------------------------------------- */
+/* ---- random bodies --------------------------------------------------------------------------- */
 
 /* Values in sight by type; reduces push and pop. */
 struct pool {
@@ -29,7 +29,8 @@ struct pool {
 static uint32_t pick(struct pool *p, const uint32_t *from, uint32_t count)
 {
     /* Recent values more often: bodies become deep. */
-    uint32_t back = (uint32_t)rng_below(&p->rng, rng_below(&p->rng, 4) ? BASE_MIN(count, 6u) : count);
+    uint32_t back =
+        (uint32_t)rng_below(&p->rng, rng_below(&p->rng, 4) ? BASE_MIN(count, 6u) : count);
     return from[count - 1 - back];
 }
 
@@ -56,8 +57,10 @@ static uint32_t any_i(struct pool *p)
 
 static float any_float(struct pool *p)
 {
-    static const float special[] = {0.0f, -0.0f, 1.0f, -1.0f, 2.0f, 0.5f, 32.0f, 3.0f, 1e-30f, 1e30f};
-    return rng_below(&p->rng, 2) ? special[rng_below(&p->rng, BASE_COUNT(special))] : model_normal(&p->rng);
+    static const float special[] = {0.0f, -0.0f, 1.0f, -1.0f,  2.0f,
+                                    0.5f, 32.0f, 3.0f, 1e-30f, 1e30f};
+    return rng_below(&p->rng, 2) ? special[rng_below(&p->rng, BASE_COUNT(special))]
+                                 : model_normal(&p->rng);
 }
 
 static uint32_t random_load(struct pool *p)
@@ -82,7 +85,9 @@ static void random_reduce(struct pool *p, int depth)
     if (s.kind == IR_REDUCE_SEQ)
         s.carried = 1 + (uint32_t)rng_below(&p->rng, 3);
     for (uint32_t k = 0; k < s.carried; k++)
-        s.init[k] = s.kind == IR_REDUCE_SUM16 ? ir_f32(&p->b, 0.0f) : ints && k == 0 ? any_i(p) : any_f(p);
+        s.init[k] = s.kind == IR_REDUCE_SUM16 ? ir_f32(&p->b, 0.0f)
+                    : ints && k == 0          ? any_i(p)
+                                              : any_f(p);
     uint32_t nf = p->nf, ni = p->ni, nc = p->nc, r = ir_reduce_begin(&p->b, &s);
     keep(p, ir_reduce_index(&p->b, r));
     for (uint32_t k = 0; k < s.carried; k++)
@@ -117,7 +122,8 @@ static void random_op(struct pool *p, int depth)
         keep(p, ir_op2(&p->b, two[rng_below(&p->rng, 6)], any_f(p), any_f(p)));
         break;
     case 4:
-        keep(p, ir_op2(&p->b, rng_below(&p->rng, 7) ? two[rng_below(&p->rng, 6)] : IR_MOD, any_i(p), any_i(p)));
+        keep(p, ir_op2(&p->b, rng_below(&p->rng, 7) ? two[rng_below(&p->rng, 6)] : IR_MOD, any_i(p),
+                       any_i(p)));
         break;
     case 5:
         keep(p, ir_op1(&p->b, one[rng_below(&p->rng, 6)], any_f(p)));
@@ -126,13 +132,15 @@ static void random_op(struct pool *p, int depth)
         keep(p, ir_fma(&p->b, any_f(p), any_f(p), any_f(p)));
         break;
     case 7:
-        keep(p, rng_below(&p->rng, 2) ? ir_op2(&p->b, test[rng_below(&p->rng, 3)], any_f(p), any_f(p))
-                                      : ir_op2(&p->b, test[rng_below(&p->rng, 3)], any_i(p), any_i(p)));
+        keep(p, rng_below(&p->rng, 2)
+                    ? ir_op2(&p->b, test[rng_below(&p->rng, 3)], any_f(p), any_f(p))
+                    : ir_op2(&p->b, test[rng_below(&p->rng, 3)], any_i(p), any_i(p)));
         break;
     case 8:
         if (p->nc > 0)
-            keep(p, rng_below(&p->rng, 3) ? ir_select(&p->b, pick(p, p->c, p->nc), any_f(p), any_f(p))
-                                          : ir_select(&p->b, pick(p, p->c, p->nc), any_i(p), any_i(p)));
+            keep(p, rng_below(&p->rng, 3)
+                        ? ir_select(&p->b, pick(p, p->c, p->nc), any_f(p), any_f(p))
+                        : ir_select(&p->b, pick(p, p->c, p->nc), any_i(p), any_i(p)));
         break;
     case 9:
         if (p->nc > 0)
@@ -164,13 +172,14 @@ static struct ir_body random_body(uint64_t seed, struct ir_shape shape, uint32_t
     for (uint64_t n = 5 + rng_below(&p.rng, 40); n > 0; n--)
         random_op(&p, 0);
     uint32_t v = any_f(&p);
-    /* Finite and of a sane size, or everything downstream becomes not-a-number and shows nothing. */
+    /* Finite and of a sane size, or everything downstream becomes not-a-number and shows nothing.
+     */
     uint32_t finite = ir_op2(&p.b, IR_LT, ir_op1(&p.b, IR_ABS, v), ir_f32(&p.b, 1e6f));
     p.b.result = ir_select(&p.b, finite, v, random_load(&p));
     return p.b;
 }
 
-/* ---- random graphs ------------------------------------------------------------------------------------------ */
+/* ---- random graphs --------------------------------------------------------------------------- */
 
 static struct ir_shape random_shape(struct rng *r)
 {
@@ -186,7 +195,8 @@ static uint32_t random_value(struct rng *r, const uint32_t *v, uint32_t count)
 }
 
 /* A random mixture of operators and random loops over [tokens, W] values. */
-static uint32_t random_section(struct rdu_graph *g, struct rng *r, uint32_t x, uint32_t table, bool attention)
+static uint32_t random_section(struct rdu_graph *g, struct rng *r, uint32_t x, uint32_t table,
+                               bool attention)
 {
     uint32_t v[64] = {x}, count = 1;
     char name[16];
@@ -218,8 +228,10 @@ static uint32_t random_section(struct rdu_graph *g, struct rng *r, uint32_t x, u
             break;
         case 7:
             if (attention) {
-                struct rdu_attention_options o = {.heads = 3, .kv_heads = 3, .head_dim = 16, .scale = 0.25f};
-                uint32_t k = rng_below(r, 2) ? b : rdu_rope(g, b, table, table, 3, 16, 16, RDU_ROPE_HALVES);
+                struct rdu_attention_options o = {
+                    .heads = 3, .kv_heads = 3, .head_dim = 16, .scale = 0.25f};
+                uint32_t k =
+                    rng_below(r, 2) ? b : rdu_rope(g, b, table, table, 3, 16, 16, RDU_ROPE_HALVES);
                 uint32_t value = random_value(r, v, count);
                 v[count++] = rdu_attention(g, a, k, value, &o);
                 attention = false;
@@ -303,14 +315,25 @@ static void setup_open(struct setup *s, const struct rdu_program *p, uint64_t se
 }
 
 /* Logits of T tokens through two layers, outs 2 of them. node NULL = interpreter. */
-static void setup_run(struct setup *s, const struct rdu_program *p, struct rdu_node *node, float *logits)
+static void setup_run(struct setup *s, const struct rdu_program *p, struct rdu_node *node,
+                      float *logits)
 {
     static const int32_t tokens[T] = {3, 1, 4, 1, 5, 22};
     static const uint32_t pos[T] = {0, 1, 2, 3, 4, 5}, seq[T] = {0}, outs[2] = {1, 5};
     float *x = aligned_alloc(64, T * W * sizeof(float));
-    struct rdu_args a = {.n_tokens = T, .n_outs = 2, .n_layers = 2, .tokens = tokens, .pos = pos, .seq = seq,
-                         .kv_pages = (void *const *const *)s->pages, .kv_page_tokens = 64, .outs = outs,
-                         .globals = s->globals, .layers = s->layers, .x = x, .logits = logits,
+    struct rdu_args a = {.n_tokens = T,
+                         .n_outs = 2,
+                         .n_layers = 2,
+                         .tokens = tokens,
+                         .pos = pos,
+                         .seq = seq,
+                         .kv_pages = (void *const *const *)s->pages,
+                         .kv_page_tokens = 64,
+                         .outs = outs,
+                         .globals = s->globals,
+                         .layers = s->layers,
+                         .x = x,
+                         .logits = logits,
                          .logits_stride = 24};
     memset(s->page[0], 0, s->page_bytes);
     if (node) {
@@ -372,7 +395,8 @@ static void check_seed(uint64_t seed, uint32_t *interesting)
         if (rdu_program_open(&g, &o, &p, &e) != ERR_OK)
             fail_msg("seed %llu: %s", (unsigned long long)seed, e.msg);
         struct rdu_node *node = NULL;
-        struct rdu_node_options no = {.sockets = 8, .threads = 1 + (uint32_t)(seed % 2), .max_tokens = T};
+        struct rdu_node_options no = {
+            .sockets = 8, .threads = 1 + (uint32_t)(seed % 2), .max_tokens = T};
         if (exec != RDU_EXEC_INTERP && rdu_node_open(&no, &node, &e) != ERR_OK)
             fail_msg("node: %s", e.msg);
         memset(got, 0, sizeof(got));
@@ -395,7 +419,7 @@ static void passes_keep_the_bits_of_random_graphs(void **state)
     assert_true(interesting > seeds / 2); /* most graphs compute real numbers */
 }
 
-/* ---- single rewrites -------------------------------------------------------------------------------------------- */
+/* ---- single rewrites ------------------------------------------------------------------------- */
 
 static struct ir_body simplified(struct ir_body *b, struct ir_simplify_counts *counts)
 {
@@ -412,8 +436,9 @@ static void identities_are_applied_only_where_exact(void **state)
         enum ir_code code;
         float c;
         bool gone;
-    } cases[] = {{IR_MUL, 1.0f, true},  {IR_ADD, -0.0f, true}, {IR_ADD, 0.0f, false}, {IR_SUB, 0.0f, true},
-                 {IR_SUB, -0.0f, false}, {IR_MUL, 0.0f, false}, {IR_DIV, 1.0f, true},  {IR_MUL, -1.0f, false}};
+    } cases[] = {{IR_MUL, 1.0f, true}, {IR_ADD, -0.0f, true},  {IR_ADD, 0.0f, false},
+                 {IR_SUB, 0.0f, true}, {IR_SUB, -0.0f, false}, {IR_MUL, 0.0f, false},
+                 {IR_DIV, 1.0f, true}, {IR_MUL, -1.0f, false}};
     for (size_t i = 0; i < BASE_COUNT(cases); i++) {
         struct ir_body b, s;
         struct ir_simplify_counts counts;
@@ -433,10 +458,14 @@ static void constants_fold_dead_ops_go_and_invariants_move(void **state)
     ir_body_init(&b);
     uint32_t col = ir_index(&b, 1), row = ir_index(&b, 0);
     ir_op1(&b, IR_EXP, ir_load2(&b, 0, IR_TYPE_F32, row, col)); /* unused */
-    struct ir_reduce_spec spec = {.kind = IR_REDUCE_SEQ, .count = 8, .count_value = IR_NONE,
-                                  .init = {ir_f32(&b, 0.0f)}, .carried = 1};
+    struct ir_reduce_spec spec = {.kind = IR_REDUCE_SEQ,
+                                  .count = 8,
+                                  .count_value = IR_NONE,
+                                  .init = {ir_f32(&b, 0.0f)},
+                                  .carried = 1};
     uint32_t r = ir_reduce_begin(&b, &spec);
-    uint32_t root = ir_op1(&b, IR_SQRT, ir_load2(&b, 0, IR_TYPE_F32, row, col)); /* does not depend on r */
+    uint32_t root =
+        ir_op1(&b, IR_SQRT, ir_load2(&b, 0, IR_TYPE_F32, row, col)); /* does not depend on r */
     uint32_t nine = ir_op2(&b, IR_MUL, ir_f32(&b, 3.0f), ir_f32(&b, 3.0f));
     uint32_t x = ir_load2(&b, 0, IR_TYPE_F32, row, ir_reduce_index(&b, r));
     uint32_t sum = ir_fma(&b, ir_op2(&b, IR_ADD, root, nine), x, ir_reduce_carried(&b, r, 0));

@@ -1,5 +1,5 @@
-/* What comes out of the passes for the shapes that are served: which launches, where values live, what
- * fusion saves, and that explain says so in well-formed JSON. */
+/* What comes out of the passes for the shapes that are served: which launches, where values live,
+ * what fusion saves, and that explain says so in well-formed JSON. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -24,8 +24,8 @@ static struct rdu_program *open_program(const struct model_spec *s, enum rdu_exe
     return p;
 }
 
-static void expect_launches(const struct model_spec *s, enum rdu_section section, enum rdu_exec exec,
-                            const char *want)
+static void expect_launches(const struct model_spec *s, enum rdu_section section,
+                            enum rdu_exec exec, const char *want)
 {
     struct rdu_program *p = open_program(s, exec);
     struct buf got = {0};
@@ -57,18 +57,20 @@ static void llama_layers_are_eight_launches(void **state)
                     "norm matmul3 rope_append attention matmul+ norm gate_up matmul+");
     expect_launches(&s, RDU_SECTION_HEAD, RDU_EXEC_FUSED, "take_outs norm head");
     expect_launches(&s, RDU_SECTION_LAYER, RDU_EXEC_INTERP, "");
-    expect_launches(&s, RDU_SECTION_LAYER, RDU_EXEC_UNFUSED,
-                    "norm quantize matmul matmul matmul rope rope append attention quantize matmul add "
-                    "norm quantize matmul matmul act quantize matmul add");
+    expect_launches(
+        &s, RDU_SECTION_LAYER, RDU_EXEC_UNFUSED,
+        "norm quantize matmul matmul matmul rope rope append attention quantize matmul add "
+        "norm quantize matmul matmul act quantize matmul add");
 }
 
 static void other_shapes_fuse_what_they_can(void **state)
 {
     struct model_spec s = whole_blocks();
     s.bias = true;
-    expect_launches(&s, RDU_SECTION_LAYER, RDU_EXEC_FUSED,
-                    "norm matmul3 add_bias add_bias add_bias rope_append attention matmul+ norm gate_up "
-                    "matmul+");
+    expect_launches(
+        &s, RDU_SECTION_LAYER, RDU_EXEC_FUSED,
+        "norm matmul3 add_bias add_bias add_bias rope_append attention matmul+ norm gate_up "
+        "matmul+");
     s = whole_blocks();
     s.qk_norm = true;
     expect_launches(&s, RDU_SECTION_LAYER, RDU_EXEC_FUSED,
@@ -77,8 +79,9 @@ static void other_shapes_fuse_what_they_can(void **state)
     s.post_norm = true;
     s.softcap = 30.0f;
     expect_launches(&s, RDU_SECTION_EMBED, RDU_EXEC_FUSED, "embed scale");
-    expect_launches(&s, RDU_SECTION_LAYER, RDU_EXEC_FUSED,
-                    "norm matmul3 rope_append attention matmul norm add norm gate_up matmul norm add");
+    expect_launches(
+        &s, RDU_SECTION_LAYER, RDU_EXEC_FUSED,
+        "norm matmul3 rope_append attention matmul norm add norm gate_up matmul norm add");
     expect_launches(&s, RDU_SECTION_HEAD, RDU_EXEC_FUSED, "take_outs norm head softcap");
     s = whole_blocks();
     s.kv_heads = 6; /* the heads of one kv head are no whole block of 32: quantised apart */
@@ -135,7 +138,7 @@ static void the_result_ends_in_x(void **state)
     rdu_program_close(&p);
 }
 
-/* ---- placement -------------------------------------------------------------------------------------------- */
+/* ---- placement ------------------------------------------------------------------------------- */
 
 struct span {
     uint32_t from, to;
@@ -208,7 +211,7 @@ static void buffers_that_live_together_do_not_overlap(void **state)
     }
 }
 
-/* ---- cost -------------------------------------------------------------------------------------------------- */
+/* ---- cost ------------------------------------------------------------------------------------ */
 
 static struct opt_work total(const struct rdu_program *p, uint32_t section)
 {
@@ -240,7 +243,8 @@ static void fusion_saves_what_it_predicted(void **state)
             struct opt_saved saved;
             struct buf report = {0};
             struct err e = {0};
-            assert_int_equal(opt_fuse(fused->graph, section, true, &clusters, &saved, &report, &e), ERR_OK);
+            assert_int_equal(opt_fuse(fused->graph, section, true, &clusters, &saved, &report, &e),
+                             ERR_OK);
             struct opt_work a = total(fused, section), b = total(unfused, section);
             assert_int_equal(b.act_bytes - a.act_bytes, saved.bytes);
             assert_int_equal(unfused->section[section].count - fused->section[section].count,
@@ -264,16 +268,18 @@ static void work_of_a_layer_is_counted(void **state)
     struct rdu_program *p = open_program(&s, RDU_EXEC_FUSED);
     struct opt_work w = total(p, RDU_SECTION_LAYER);
     uint64_t kv = (uint64_t)s.kv_heads * s.head_dim, q = (uint64_t)s.heads * s.head_dim;
-    uint64_t weights = s.width * (q + 2 * kv) + q * s.width + (uint64_t)3 * s.width * s.ffn + 2 * s.width;
+    uint64_t weights =
+        s.width * (q + 2 * kv) + q * s.width + (uint64_t)3 * s.width * s.ffn + 2 * s.width;
     assert_int_equal(w.weight_elems, weights);
     assert_int_equal(w.kv_elems, 2 * kv);
     assert_int_equal(w.kv_elems_ctx, 2 * kv);
     assert_int_equal(w.flops_ctx, 4 * q);
-    assert_int_equal(total(p, RDU_SECTION_HEAD).weight_elems, (uint64_t)s.vocab * s.width + s.width);
+    assert_int_equal(total(p, RDU_SECTION_HEAD).weight_elems,
+                     (uint64_t)s.vocab * s.width + s.width);
     rdu_program_close(&p);
 }
 
-/* ---- questions and explain ------------------------------------------------------------------------------------- */
+/* ---- questions and explain ------------------------------------------------------------------- */
 
 static void a_program_answers_for_its_shape(void **state)
 {
@@ -323,7 +329,8 @@ static void explain_is_well_formed(void **state)
         json_decref(root);
         buf_clear(&out);
         rdu_program_explain(p, false, &out);
-        assert_non_null(strstr(out.data, exec == RDU_EXEC_INTERP ? "exec interp" : "launches of layer"));
+        assert_non_null(
+            strstr(out.data, exec == RDU_EXEC_INTERP ? "exec interp" : "launches of layer"));
         buf_done(&out);
         rdu_program_close(&p);
     }
@@ -351,7 +358,8 @@ static void strange_names_do_not_break_explain(void **state)
     rdu_program_close(&p);
 }
 
-/* Loops that no leaf stands for: launched through the interpreter, refused when they do not fit a launch. */
+/* Loops that no leaf stands for: launched through the interpreter, refused when they do not fit a
+ * launch. */
 static void odd_loops_are_interpreted_or_refused(void **state)
 {
     for (uint32_t operands = 2; operands <= 4; operands += 2) {
@@ -359,14 +367,17 @@ static void odd_loops_are_interpreted_or_refused(void **state)
         uint32_t tokens = rdu_graph_begin(g, RDU_SECTION_EMBED, 0);
         rdu_graph_end(g, rdu_embed(g, tokens, rdu_slot(g, "e", 10, 64)));
         uint32_t x = rdu_graph_begin(g, RDU_SECTION_LAYER, 64);
-        const uint32_t v[4] = {x, rdu_scale(g, x, 2.0f), rdu_scale(g, x, 3.0f), rdu_scale(g, x, 4.0f)};
+        const uint32_t v[4] = {x, rdu_scale(g, x, 2.0f), rdu_scale(g, x, 3.0f),
+                               rdu_scale(g, x, 4.0f)};
         struct ir_body b;
         ir_body_init(&b);
         uint32_t sum = ir_f32(&b, 0.0f);
         for (uint32_t i = 0; i < operands; i++)
-            sum = ir_fma(&b, sum, sum, ir_load2(&b, i, IR_TYPE_F32, ir_index(&b, 0), ir_index(&b, 1)));
+            sum = ir_fma(&b, sum, sum,
+                         ir_load2(&b, i, IR_TYPE_F32, ir_index(&b, 0), ir_index(&b, 1)));
         b.result = sum;
-        rdu_graph_end(g, ir_node_loop(g, ir_shape2(IR_ELEM_F32, RDU_DIM_TOKENS, 64), v, operands, &b, NULL));
+        rdu_graph_end(
+            g, ir_node_loop(g, ir_shape2(IR_ELEM_F32, RDU_DIM_TOKENS, 64), v, operands, &b, NULL));
         x = rdu_graph_begin(g, RDU_SECTION_HEAD, 64);
         rdu_graph_end(g, rdu_matmul(g, rdu_take_outs(g, x), rdu_slot(g, "e", 10, 64)));
         struct rdu_program_options o = {.exec = RDU_EXEC_FUSED, .sockets = 8};

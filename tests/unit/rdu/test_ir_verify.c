@@ -1,5 +1,5 @@
-/* What is refused, and that it is refused with a reason: wrong builder calls, and graphs that no builder
- * makes (bad types, indices that may leave their operand, effects out of order). */
+/* What is refused, and that it is refused with a reason: wrong builder calls, and graphs that no
+ * builder makes (bad types, indices that may leave their operand, effects out of order). */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -11,9 +11,10 @@
 
 #include "tests/unit/rdu/ir_model.h"
 
-/* ---- a minimal whole graph around one loop body ----------------------------------------------------- */
+/* ---- a minimal whole graph around one loop body ---------------------------------------------- */
 
-/* Layer = the loop `b` over `shape` with x as operand 0; everything else is the least that is legal. */
+/* Layer = the loop `b` over `shape` with x as operand 0; everything else is the least that is
+ * legal. */
 static struct rdu_graph *graph_around(struct ir_shape shape, struct ir_body *b, bool x_operand)
 {
     struct rdu_graph *g = rdu_graph_open("t", RDU_NUMERICS_F32);
@@ -24,7 +25,8 @@ static struct rdu_graph *graph_around(struct ir_shape shape, struct ir_body *b, 
     rdu_slot(g, "matrix", 64, 64);
     uint32_t operand[2] = {x, ir_node_input(g, IR_INPUT_POS)};
     uint32_t y = ir_node_loop(g, shape, operand, x_operand ? 2 : 0, b, NULL);
-    rdu_graph_end(g, ir_shape_width(&shape) == 64 && shape.elem == IR_ELEM_F32 ? rdu_add(g, x, y) : x);
+    rdu_graph_end(g,
+                  ir_shape_width(&shape) == 64 && shape.elem == IR_ELEM_F32 ? rdu_add(g, x, y) : x);
     x = rdu_graph_begin(g, RDU_SECTION_HEAD, 64);
     rdu_graph_end(g, rdu_matmul(g, rdu_take_outs(g, x), rdu_slot(g, "e", 10, 64)));
     return g;
@@ -160,10 +162,11 @@ static void an_operand_that_is_not_there_is_refused(void **state)
     refuse_body(&b, "number of indices");
 }
 
-static uint32_t begin(struct ir_body *b, enum ir_reduce kind, int32_t count, uint32_t value, uint32_t init)
+static uint32_t begin(struct ir_body *b, enum ir_reduce kind, int32_t count, uint32_t value,
+                      uint32_t init)
 {
-    struct ir_reduce_spec s = {.kind = kind, .count = count, .count_value = value, .init = {init},
-                               .carried = 1};
+    struct ir_reduce_spec s = {
+        .kind = kind, .count = count, .count_value = value, .init = {init}, .carried = 1};
     return ir_reduce_begin(b, &s);
 }
 
@@ -232,23 +235,25 @@ static void an_empty_domain_is_refused(void **state)
     struct ir_body b;
     ir_body_init(&b);
     b.result = ir_f32(&b, 1.0f);
-    refused(graph_around(ir_shape2(IR_ELEM_F32, RDU_DIM_TOKENS, 0), &b, true), ERR_INVALID, "empty");
+    refused(graph_around(ir_shape2(IR_ELEM_F32, RDU_DIM_TOKENS, 0), &b, true), ERR_INVALID,
+            "empty");
     ir_body_init(&b);
     b.result = ir_f32(&b, 1.0f);
     refused(graph_around(ir_shape2(IR_ELEM_F32, -9, 32), &b, true), ERR_INVALID, "unknown size");
 }
 
-/* ---- nodes --------------------------------------------------------------------------------------------- */
+/* ---- nodes ----------------------------------------------------------------------------------- */
 
 /* The spec's graph with one field of one node changed before verification. */
-static void refuse_changed(enum ir_external which, void (*change)(struct rdu_graph *, struct ir_key *),
-                           const char *why)
+static void refuse_changed(enum ir_external which,
+                           void (*change)(struct rdu_graph *, struct ir_key *), const char *why)
 {
     struct model_spec s = model_spec_tiny();
     struct rdu_graph *g = model_graph(&s);
     for (uint32_t i = 0; i < g->count; i++) {
         struct ir_key *key = &g->nodes[i].key;
-        if (key->kind == IR_EXTERNAL && key->which == (uint32_t)which && key->section == RDU_SECTION_LAYER) {
+        if (key->kind == IR_EXTERNAL && key->which == (uint32_t)which &&
+            key->section == RDU_SECTION_LAYER) {
             change(g, key);
             refused(g, ERR_INVALID, why);
             return;
@@ -353,7 +358,7 @@ static void missing_sections_are_refused(void **state)
     refused(g, ERR_INVALID, "not ended");
 }
 
-/* ---- builder calls ---------------------------------------------------------------------------------------- */
+/* ---- builder calls --------------------------------------------------------------------------- */
 
 struct builder {
     struct rdu_graph *g;
@@ -509,9 +514,14 @@ static void printing_shows_nodes_shapes_and_bodies(void **state)
     struct buf text = {0};
     rdu_graph_print(g, &text);
     static const char *const want[] = {"section layer, for each row of the argument table",
-                                       "input x : [tokens, 96] f32", "table rope.cos : [128, 8] f32",
-                                       "loop norm", "REDUCE sum16 over 96", "matmul attn_q.weight [96, 96]",
-                                       "kv_append, writes KV", "reads KV", "loop take_outs"};
+                                       "input x : [tokens, 96] f32",
+                                       "table rope.cos : [128, 8] f32",
+                                       "loop norm",
+                                       "REDUCE sum16 over 96",
+                                       "matmul attn_q.weight [96, 96]",
+                                       "kv_append, writes KV",
+                                       "reads KV",
+                                       "loop take_outs"};
     for (size_t i = 0; i < BASE_COUNT(want); i++) {
         if (strstr(text.data, want[i]) == NULL)
             fail_msg("missing: %s", want[i]);
