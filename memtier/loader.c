@@ -193,6 +193,7 @@ static void settle(struct loader *l, struct load_job *job)
         append(&l->checking, job);
         return;
     }
+    /* relaxed: a hint to stop early; the pair that ends the thread is its join in loader_close. */
     if (job->error == 0 && job->complete)
         deliver(l, job);
     else if (job->dropped || atomic_load_explicit(&l->stop, memory_order_relaxed))
@@ -828,6 +829,7 @@ void loader_wake(struct loader *l)
 
 bool loader_pending(struct loader *l)
 {
+    /* acquire: pairs with the loader thread's release after it has pushed an answer. */
     uint64_t sent = atomic_load_explicit(&l->answers_sent, memory_order_acquire);
     if (sent == l->answers_seen && ring_count(l->answers) == 0)
         return false;
