@@ -91,9 +91,8 @@ void pool_close(struct pool *p)
 
 /* ---- populating ---- */
 
-/* Half of the time, rather than a low priority: a thread that is preempted in the middle of a fault
- * makes the loader's own faults in the neighbourhood spin (measured: the first load at 0.3 instead
- * of 2.2 GB/s). */
+/* At most half of the time: loads into memory that was never touched were seen at 0.3 instead of
+ * 2.2 GB/s while this thread ran flat out. Why is not proven; it happened less with pauses. */
 static void leave_time(uint64_t busy_ns, size_t done)
 {
     struct timespec ts = {.tv_nsec = (long)BASE_MIN(busy_ns, (uint64_t)20000000)};
