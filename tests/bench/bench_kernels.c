@@ -4,7 +4,7 @@
  *
  *   bench_kernels [--isa scalar|avx2|avx512] [--only SUBSTRING] [--ms N]
  *
- * `only` matches the first column; ms is the length of one of the five repetitions, the best counts. */
+ * `only` matches "LEAF SHAPE"; ms is the length of one of the five repetitions, the best counts. */
 #include "rdu/kernels/kernels.h"
 
 #include <math.h>
@@ -63,9 +63,11 @@ static void report(const struct bench *b, const char *leaf, const char *shape, d
     fflush(stdout);
 }
 
-static bool wanted(const struct bench *b, const char *leaf)
+static bool wanted(const struct bench *b, const char *leaf, const char *shape)
 {
-    return b->only == NULL || strstr(leaf, b->only) != NULL;
+    char name[160];
+    snprintf(name, sizeof name, "%s %s", leaf, shape);
+    return b->only == NULL || strstr(name, b->only) != NULL;
 }
 
 /* ---- limits ---------------------------------------------------------------------------------- */
@@ -238,9 +240,9 @@ static void bench_linear(struct bench *b, enum rdu_type type, bool q8, uint32_t 
     char leaf[64], shape[64];
     const char *name = rdu_type_info(type)->name;
     snprintf(leaf, sizeof leaf, "mm_%s_%s_t%u", q8 ? "q8" : "f32", name, tokens);
-    if (!wanted(b, leaf) || (q8 && b->k.mm_q8[type] == NULL))
-        return;
     snprintf(shape, sizeof shape, "%ux%u", rows, cols);
+    if (!wanted(b, leaf, shape) || (q8 && b->k.mm_q8[type] == NULL))
+        return;
     struct linear l = {&b->k, type, q8, rows, cols, tokens, .w = random_weights(b, type, rows, cols)};
     l.x.q_stride = ((size_t)cols + 63) / 64 * 64;
     l.x.b_stride = ((size_t)cols / 32 + 15) / 16 * 16;
@@ -318,7 +320,7 @@ static void bench_attention(struct bench *b, enum rdu_kv_type type, uint32_t hea
     char shape[64], leaf[64];
     snprintf(leaf, sizeof leaf, "attn_%s", type == RDU_KV_F16 ? "f16" : "f32");
     snprintf(shape, sizeof shape, "heads %u dim %u context %u", heads, head_dim, context);
-    if (!wanted(b, leaf))
+    if (!wanted(b, leaf, shape))
         return;
     uint32_t blocks = (context + 31) / 32;
     size_t block_bytes = 64 * (size_t)head_dim * (type == RDU_KV_F32 ? 4 : 2);
@@ -426,16 +428,16 @@ static void bench_rows(struct bench *b)
     };
     for (unsigned i = 0; i < BASE_COUNT(ops); i++) {
         char shape[32];
-        if (!wanted(b, ops[i].name))
-            continue;
         uint32_t n = ops[i].n;
+        snprintf(shape, sizeof shape, "n %u", n);
+        if (!wanted(b, ops[i].name, shape))
+            continue;
         struct row r = {&b->k, n, aligned(n * 4), aligned(n * 4), aligned(n * 4), aligned(n),
                         aligned(n), aligned(n)};
         for (uint32_t k = 0; k < n; k++) {
             r.x[k] = (float)(rng_f64(&b->rng) * 2 - 1);
             r.w[k] = (float)(rng_f64(&b->rng) * 0.5);
         }
-        snprintf(shape, sizeof shape, "n %u", n);
         report(b, ops[i].name, shape, measure(b, ops[i].work, &r), ops[i].bytes_per_elem * n, 0, 0,
                NULL);
         free(r.x);

@@ -11,6 +11,7 @@ void rdu_x86_attn_avx2(struct rdu_kernels *k);
 void rdu_x86_rows_avx2(struct rdu_kernels *k);
 /* AVX-512 F, BW, VL, DQ, VNNI */
 void rdu_x86_mm_q8_avx512(struct rdu_kernels *k);
+rdu_mm_q8_fn *rdu_x86_mv_q8_avx512(enum rdu_type type); /* the better one for few tokens */
 void rdu_x86_mm_f32_avx512(struct rdu_kernels *k);
 void rdu_x86_attn_avx512(struct rdu_kernels *k);
 void rdu_x86_rows_avx512(struct rdu_kernels *k);
