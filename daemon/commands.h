@@ -10,6 +10,7 @@ int cmd_experts(int argc, char **argv);
 int cmd_explain(int argc, char **argv);
 int cmd_route(int argc, char **argv);
 int cmd_serve(int argc, char **argv);
+int cmd_simulate(int argc, char **argv);
 int cmd_template(int argc, char **argv);
 int cmd_tiers(int argc, char **argv);
 int cmd_tokenize(int argc, char **argv);

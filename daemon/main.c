@@ -18,6 +18,7 @@ static const struct command {
     {"chat", cmd_chat, "talk to a running server"},
     {"explain", cmd_explain, "show the program that an expert runs"},
     {"bench", cmd_bench, "measure this machine and its kernels"},
+    {"simulate", cmd_simulate, "run the node on node time: published figures, and traces"},
     {"tokenize", cmd_tokenize, "text to tokens and back, as a model does it"},
     {"template", cmd_template, "render a chat template"},
 };
@@ -54,6 +55,7 @@ int main(int argc, char **argv)
 {
     /* A reader that went away shows as EPIPE where it is written, never as a signal. */
     signal(SIGPIPE, SIG_IGN);
+    signal(SIGXFSZ, SIG_IGN); /* likewise a file that may not grow: EFBIG */
     if (argc < 2) {
         print_help(stderr);
         return CLI_WRONG;

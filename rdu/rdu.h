@@ -220,4 +220,162 @@ void rdu_node_stats(const struct rdu_node *n, struct rdu_node_stats *ret);
 /* Measured read bandwidth of this machine with the node's threads, bytes/s (about 0.3 s). */
 double rdu_node_measure_read(struct rdu_node *n, size_t bytes);
 
+/* ==== Node time ===============================================================================
+ * What the same launches and copies would take on a described chip. Never to be mixed with host
+ * time: everything below is arithmetic on a chip file (conf/chips), nothing is measured. All
+ * functions here are pure and may be called from any thread. */
+
+/* What is known of a chip: section, key, kind of value, must the file give it. Units are in the
+ * names; SHARE is a part of a peak, (0, 1]. */
+#define RDU_CHIP_FIELDS(X)                                                                         \
+    X(node, sockets, SOCKETS, true)                                                                \
+    X(node, d2h_bytes_per_s, RATE, true)                                                           \
+    X(node, switch_fixed_s, SECONDS, true)                                                         \
+    X(node, host_link_bytes_per_s, RATE, true)                                                     \
+    X(node, ddr_usable_share, SHARE, true)                                                         \
+    X(node, inference_fixed_s, SECONDS, true)                                                      \
+    X(socket, pcu, COUNT, false)                                                                   \
+    X(socket, pmu, COUNT, false)                                                                   \
+    X(socket, clock_hz, RATE, false)                                                               \
+    X(socket, peak_bf16_flop_per_s, RATE, true)                                                    \
+    X(socket, sram_bytes, BYTES, true)                                                             \
+    X(socket, pmu_sram_bytes, BYTES, false)                                                        \
+    X(socket, sram_bytes_per_s, RATE, true)                                                        \
+    X(socket, hbm_bytes, BYTES, true)                                                              \
+    X(socket, hbm_bytes_per_s, RATE, true)                                                         \
+    X(socket, ddr_bytes, BYTES, true)                                                              \
+    X(socket, ddr_bytes_per_s, RATE, true)                                                         \
+    X(socket, d2h_bytes_per_s, RATE, true)                                                         \
+    X(socket, p2p_bytes_per_s, RATE, true)                                                         \
+    X(socket, p2p_hop_s, SECONDS, true)                                                            \
+    X(efficiency, compute, SHARE, true)                                                            \
+    X(efficiency, hbm_fused, SHARE, true)                                                          \
+    X(efficiency, hbm_unfused, SHARE, true)                                                        \
+    X(efficiency, pcu_share_fused, SHARE, true)                                                    \
+    X(launch, so_s, SECONDS, true)                                                                 \
+    X(launch, ho_s, SECONDS, true)                                                                 \
+    X(launch, fill_s, SECONDS, true)
+
+enum rdu_chip_field {
+#define RDU_CHIP_ENUM(section, key, kind, required) RDU_CHIP_##section##_##key,
+    RDU_CHIP_FIELDS(RDU_CHIP_ENUM)
+#undef RDU_CHIP_ENUM
+    RDU_CHIP_FIELDS_COUNT,
+};
+enum rdu_source { RDU_SOURCE_ABSENT, RDU_SOURCE_PUBLISHED, RDU_SOURCE_INFERRED, RDU_SOURCE_GUESS };
+const char *rdu_source_name(enum rdu_source s);
+
+/* Where one value comes from, as the file says it. */
+struct rdu_chip_note {
+    enum rdu_source source;
+    char from[120];
+    double least, most; /* how far it may be off; both 0 = the file gives no range */
+    uint32_t line;      /* in the file */
+};
+struct rdu_chip {
+    char name[32], title[96];
+    char origin[200]; /* path of the file, or "built in" */
+#define RDU_CHIP_MEMBER(section, key, kind, required) double section##_##key;
+    RDU_CHIP_FIELDS(RDU_CHIP_MEMBER)
+#undef RDU_CHIP_MEMBER
+    struct rdu_chip_note note[RDU_CHIP_FIELDS_COUNT];
+};
+const char *rdu_chip_key(enum rdu_chip_field f); /* "node.sockets" */
+double *rdu_chip_value(struct rdu_chip *c, enum rdu_chip_field f);
+/* A path (it has a '/' or ends in .yaml), or the name of a chip: from the folder SWITCHYARD_CHIPS if
+ * that is set, else from conf/chips below the working directory if it is there, else the copy that
+ * was built in. Errors name file, line and key. */
+enum err_code rdu_chip_load(const char *name_or_path, struct rdu_chip *ret, struct err *e)
+    BASE_NODISCARD;
+/* `shown` names the text in errors. */
+enum err_code rdu_chip_parse(const char *text, size_t len, const char *shown, struct rdu_chip *ret,
+                             struct err *e) BASE_NODISCARD;
+
+/* Node time by what it was spent on. A kernel's time goes to the resource that bounds it. */
+enum rdu_cost {
+    RDU_COST_LAUNCH, RDU_COST_FILL, RDU_COST_COMPUTE, RDU_COST_HBM, RDU_COST_SRAM, RDU_COST_P2P,
+    RDU_COST_DDR, RDU_COST_HOST, RDU_COST_FIXED, RDU_COSTS,
+};
+const char *rdu_cost_name(enum rdu_cost c);
+struct rdu_clock {
+    double s[RDU_COSTS];
+    uint64_t launches;
+    double flops, hbm_bytes, p2p_bytes; /* of all sockets together */
+};
+void rdu_clock_add(struct rdu_clock *c, const struct rdu_clock *more, double times);
+double rdu_clock_seconds(const struct rdu_clock *c);
+
+/* How kernels are cut and launched: one per operator or one per layer; each launch issued by the host
+ * (SO) or from a static schedule (HO); LOOPED: HO, and the whole pass is one launch whose layers loop. */
+enum rdu_level { RDU_LEVEL_UNFUSED, RDU_LEVEL_FUSED_SO, RDU_LEVEL_FUSED_HO, RDU_LEVEL_LOOPED };
+
+/* What one kernel does on one socket. hops: latencies of the collectives inside it. */
+struct rdu_work {
+    double flops, hbm_bytes, ddr_bytes, p2p_bytes, sram_bytes;
+    uint32_t hops;
+};
+/* fill + hops + max over resources (design: launch + fill + max(FLOP/(peak u_c), ...)); the launch is
+ * charged apart with rdu_time_launch. Adds to `c`. */
+void rdu_time_kernel(const struct rdu_chip *chip, const struct rdu_work *w, bool fused,
+                     struct rdu_clock *c);
+void rdu_time_launch(const struct rdu_chip *chip, enum rdu_level level, struct rdu_clock *c);
+/* A metapipeline: fill + n_tiles * the slowest stage. */
+double rdu_time_pipeline_s(double fill_s, uint64_t n_tiles, const double *stage_s, size_t stages);
+/* DDR -> HBM over all sockets (what a model switch is), and over the host's link. */
+double rdu_time_switch_s(const struct rdu_chip *chip, double bytes);
+double rdu_time_host_copy_s(const struct rdu_chip *chip, double bytes);
+/* `bytes` is the size of the value that every socket holds in the end. */
+enum rdu_collective { RDU_ALL_REDUCE, RDU_ALL_GATHER, RDU_BROADCAST };
+struct rdu_work rdu_time_collective(const struct rdu_chip *chip, enum rdu_collective kind,
+                                    double bytes);
+
+/* A decoder-only transformer by its shapes alone: no weights, only their number. */
+struct rdu_shape {
+    const char *name;
+    uint32_t layers, width, heads, kv_heads, head_dim, ffn, vocab;
+    bool gated;    /* gate and up matrices */
+    bool rotary;
+    bool parallel; /* attention and MLP side by side from one input */
+    bool tied;     /* the head is the embedding */
+    double weight_bytes;           /* per weight */
+    double density, sparse_share;  /* of the weights that are there; of the dense rate they reach */
+    const struct rdu_shape *tower; /* an encoder that runs before the prompt; NULL = none */
+    uint32_t tower_tokens;         /* per sequence */
+};
+const struct rdu_shape *rdu_shape_find(const char *name); /* "llama2-7b"; NULL = unknown */
+double rdu_shape_weights(const struct rdu_shape *s);      /* number of them, tower included */
+double rdu_shape_bytes(const struct rdu_shape *s);
+double rdu_shape_kv_bytes(const struct rdu_shape *s);     /* per token, all layers */
+
+/* One pass over all layers. */
+struct rdu_pass {
+    double seqs, tokens, outs; /* sequences, tokens in, tokens whose logits are wanted */
+    double pairs, square;      /* (query, key) pairs with and without leaving out the masked ones */
+    double kv_tokens;          /* tokens of context whose K and V are read */
+    bool train;                /* forward and backward */
+};
+struct rdu_pass rdu_pass_prefill(double seqs, double tokens_each);
+struct rdu_pass rdu_pass_decode(double seqs, double context_each);
+void rdu_pass_add(struct rdu_pass *p, const struct rdu_pass *more); /* one step of both */
+/* Node time of the pass, split over all sockets of the chip (TP). */
+void rdu_time_pass(const struct rdu_chip *chip, const struct rdu_shape *shape,
+                   const struct rdu_pass *pass, enum rdu_level level, struct rdu_clock *ret);
+/* The same for a simulator's millions of steps: what can be summed up beforehand is. Fused levels only;
+ * not for shapes with a tower. Borrows chip and shape. */
+struct rdu_pass_plan {
+    const struct rdu_chip *chip;
+    const struct rdu_shape *shape;
+    enum rdu_level level;
+    struct rdu_work base, per[4]; /* of one layer; per token, pair, square pair, KV token */
+    double stay_bytes, out_bytes[5];
+    double reduces;
+};
+void rdu_pass_plan_init(struct rdu_pass_plan *plan, const struct rdu_chip *chip,
+                        const struct rdu_shape *shape, enum rdu_level level);
+void rdu_pass_plan_time(const struct rdu_pass_plan *plan, const struct rdu_pass *pass,
+                        struct rdu_clock *ret);
+/* One FFT convolution of `channels` sequences of n0*n1*n2 points as a Monarch graph, on one socket. */
+void rdu_time_monarch(const struct rdu_chip *chip, const uint32_t factor[3], double channels,
+                      enum rdu_level level, struct rdu_clock *ret);
+
 #endif
