@@ -14,6 +14,7 @@
 #define API_STOPS_MAX 4
 #define API_CHOICES_MAX 16
 #define API_PROMPTS_MAX 32     /* prompts in one /v1/completions body */
+#define API_ANSWERS_MAX 64     /* prompts times choices: each reserves room for its tokens */
 #define API_TOKENS_UNSET (-1)
 
 enum api_kind { API_CHAT, API_COMPLETION };

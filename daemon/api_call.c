@@ -29,6 +29,18 @@ static void name_call(struct api_call *c)
 
 /* ---- open -------------------------------------------------------------------------------------- */
 
+static enum err_code check_prompts(const struct api_call *c, struct err *e)
+{
+    size_t count = api_prompts(c->root, e);
+    if (count == 0)
+        return e->code;
+    if (count * (size_t)c->options.n <= API_ANSWERS_MAX)
+        return ERR_OK;
+    return err_set_param(e, ERR_INVALID, "n", "%zu prompts with %lld choices each are more than "
+                         "the %d answers one request may ask for", count,
+                         (long long)c->options.n, API_ANSWERS_MAX);
+}
+
 enum err_code api_call_open(struct server *s, enum api_kind kind, const char *body, size_t len,
                             struct api_call **ret, struct err *e)
 {
@@ -42,8 +54,8 @@ enum err_code api_call_open(struct server *s, enum api_kind kind, const char *bo
         code = api_options_parse(c->root, kind, &c->options, e);
     if (code == ERR_OK && kind == API_CHAT)
         code = api_messages_parse(c->root, &c->messages, e);
-    if (code == ERR_OK && kind == API_COMPLETION && api_prompts(c->root, e) == 0)
-        code = e->code;
+    if (code == ERR_OK && kind == API_COMPLETION)
+        code = check_prompts(c, e);
     if (code != ERR_OK) {
         api_call_close(&c);
         return code;

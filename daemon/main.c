@@ -1,6 +1,8 @@
 /* The program: picks the command. Everything else is in cmd_<name>.c. */
+#include <fcntl.h>
 #include <signal.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "daemon/cli.h"
 #include "daemon/commands.h"
@@ -51,8 +53,26 @@ static int unknown_command(const char *word)
     return CLI_WRONG;
 }
 
+static int run_command(int argc, char **argv)
+{
+    for (size_t i = 0; i < BASE_COUNT(commands); i++)
+        if (strcmp(argv[0], commands[i].name) == 0)
+            return commands[i].run(argc, argv);
+    return unknown_command(argv[0]);
+}
+
+/* Started without them, the first files opened would become stdin, stdout and stderr, and the log would
+ * be written into the store. */
+static void open_standard_files(void)
+{
+    for (int fd = 0; fd < 3; fd++)
+        if (fcntl(fd, F_GETFD) < 0 && open("/dev/null", O_RDWR) != fd)
+            _exit(CLI_REFUSED);
+}
+
 int main(int argc, char **argv)
 {
+    open_standard_files();
     /* A reader that went away shows as EPIPE where it is written, never as a signal. */
     signal(SIGPIPE, SIG_IGN);
     signal(SIGXFSZ, SIG_IGN); /* likewise a file that may not grow: EFBIG */
@@ -61,6 +81,10 @@ int main(int argc, char **argv)
         return CLI_WRONG;
     }
     const char *word = argv[1];
+    if (strcmp(word, "help") == 0 && argc > 2) {
+        char help[] = "--help", *asked[] = {argv[2], help, NULL};
+        return run_command(2, asked);
+    }
     if (strcmp(word, "--help") == 0 || strcmp(word, "-h") == 0 || strcmp(word, "help") == 0) {
         print_help(stdout);
         return CLI_DONE;
@@ -69,8 +93,5 @@ int main(int argc, char **argv)
         printf("switchyard %s\n", SWITCHYARD_VERSION);
         return CLI_DONE;
     }
-    for (size_t i = 0; i < BASE_COUNT(commands); i++)
-        if (strcmp(word, commands[i].name) == 0)
-            return commands[i].run(argc - 1, argv + 1);
-    return unknown_command(word);
+    return run_command(argc - 1, argv + 1);
 }

@@ -18,48 +18,63 @@
 
 /* ---- importing what the configuration names --------------------------------------------------------- */
 
-static bool store_has(const struct memtier_store *store, const char *name)
+static const char *file_of(const struct conf_expert *x)
 {
-    char *object = mem_format("expert/%s", name);
-    bool found = memtier_store_find(store, object) != NULL;
-    free(object);
-    return found;
+    return x->adapter[0] != 0 ? x->adapter : x->model;
 }
 
+static bool is_imported(const struct conf *c, const struct conf_expert *x)
+{
+    char *name = import_memo_find(c, file_of(x));
+    bool same = name != NULL && strcmp(name, x->name) == 0;
+    free(name);
+    return same;
+}
+
+/* An expert that is there with equal content is left as it is; with other content it is refused. */
 static enum err_code import_one(struct memtier_store *store, const struct conf_expert *x,
                                 const struct progress *progress, struct err *e)
 {
     struct expert_add_report report;
     const struct expert_add_options add = {
-        .path = x->adapter[0] != 0 ? x->adapter : x->model,
+        .path = file_of(x),
         .name = x->name,
         .base = x->base[0] != 0 ? x->base : NULL,
         .scale = x->scale,
         .description = x->description[0] != 0 ? x->description : NULL,
     };
-    if (add.path[0] == 0 || store_has(store, x->name))
-        return ERR_OK;
     if (experts_add(store, &add, progress, &report, e) == ERR_OK)
         return ERR_OK;
     return err_wrap(e, "importing expert '%s'", x->name);
 }
 
 /* Bases before the adapters that sit on them. */
-static enum err_code import_configured(const struct conf *c, const struct progress *progress,
-                                       struct err *e)
+static enum err_code import_list(const struct conf *c, const bool *wanted,
+                                 const struct progress *progress, struct err *e)
 {
     struct memtier_store *store = NULL;
-    bool any = false;
-    for (size_t i = 0; i < c->experts_count; i++)
-        any |= c->experts[i].model[0] != 0 || c->experts[i].adapter[0] != 0;
-    if (!any)
-        return ERR_OK;
     enum err_code code = memtier_store_open(c->store_path, MEMTIER_WRITE, &store, e);
     for (int adapters = 0; adapters < 2; adapters++)
         for (size_t i = 0; i < c->experts_count && code == ERR_OK; i++)
-            if ((c->experts[i].adapter[0] != 0) == (adapters == 1))
+            if (wanted[i] && (c->experts[i].adapter[0] != 0) == (adapters == 1))
                 code = import_one(store, &c->experts[i], progress, e);
     memtier_store_close(&store);
+    for (size_t i = 0; i < c->experts_count && code == ERR_OK; i++)
+        if (wanted[i])
+            import_memo_note(c, file_of(&c->experts[i]), c->experts[i].name);
+    return code;
+}
+
+static enum err_code import_configured(const struct conf *c, const struct progress *progress,
+                                       struct err *e)
+{
+    bool *wanted = mem_array(c->experts_count + 1, sizeof *wanted), any = false;
+    for (size_t i = 0; i < c->experts_count; i++) {
+        wanted[i] = file_of(&c->experts[i])[0] != 0 && !is_imported(c, &c->experts[i]);
+        any |= wanted[i];
+    }
+    enum err_code code = any ? import_list(c, wanted, progress, e) : ERR_OK;
+    free(wanted);
     return code;
 }
 
@@ -148,15 +163,29 @@ static enum err_code open_serving(struct server *s, struct expert *ex, struct se
     return ERR_OK;
 }
 
+static enum err_code check_one(struct server *s, const struct conf_expert *x, struct err *e)
+{
+    struct expert *ex = experts_find(s->experts, x->name);
+    if (ex == NULL)
+        return err_set_param(e, ERR_NOT_FOUND, "experts",
+                             "the configuration names the expert '%s', but the store %s has none "
+                             "of that name and no `model` or `adapter` file is given to import it "
+                             "from", x->name, s->conf->store_path);
+    double scale = expert_info(ex)->scale;
+    if (x->adapter[0] != 0 && (x->scale < scale || x->scale > scale))
+        return err_set_param(e, ERR_EXISTS, "experts",
+                             "expert '%s' was imported with scale %g, but the configuration says "
+                             "%g: remove it ('switchyard experts rm %s') and it will be imported "
+                             "again", x->name, scale, x->scale, x->name);
+    return ERR_OK;
+}
+
 static enum err_code check_configured(struct server *s, struct err *e)
 {
-    for (size_t i = 0; i < s->conf->experts_count; i++)
-        if (experts_find(s->experts, s->conf->experts[i].name) == NULL)
-            return err_set_param(e, ERR_NOT_FOUND, "experts",
-                                 "the configuration names the expert '%s', but the store %s has "
-                                 "none of that name and no `model` or `adapter` file is given to "
-                                 "import it from", s->conf->experts[i].name, s->conf->store_path);
-    return ERR_OK;
+    enum err_code code = ERR_OK;
+    for (size_t i = 0; i < s->conf->experts_count && code == ERR_OK; i++)
+        code = check_one(s, &s->conf->experts[i], e);
+    return code;
 }
 
 static enum err_code open_experts(struct server *s, struct err *e)

@@ -31,6 +31,11 @@ def test_wrong_usage_is_2(arguments, tmp_path):
     assert code == 2 and out == "" and "--help" in err
 
 
+def test_help_of_a_command_both_ways(tmp_path):
+    assert command(tmp_path, "help", "serve") == command(tmp_path, "serve", "--help")
+    assert command(tmp_path, "help", "nonsense")[0] == 2
+
+
 def test_misspelt_names_are_suggested(tmp_path):
     assert "did you mean 'serve'" in command(tmp_path, "sevre")[2]
     assert "did you mean --config" in command(tmp_path, "serve", "--confg", "x")[2]

@@ -192,6 +192,46 @@ def test_configured_expert(start, tmp_path):
         assert s.post("/v1/chat/completions", ask | {"model": m}).text == texts[m]
 
 
+def test_configured_files_that_changed_are_refused_with_the_cure(start, tmp_path):
+    config = tmp_path / "c.yaml"
+    experts = [{"name": "bible", "model": str(TINY)},
+               {"name": "upper", "base": "bible", "adapter": str(TINY.parent / "lora-upper.gguf")}]
+    config.write_text(json.dumps({"experts": experts}))
+    first = start("--config", config)
+    assert first.stop() == 0
+    first.err.write_text("")
+    again = start("--config", config)
+    assert "reading" not in again.err.read_text()
+    assert again.stop() == 0
+    experts[1]["scale"] = 0.5
+    config.write_text(json.dumps({"experts": experts}))
+    code, _, err = command(tmp_path, "serve", "--config", config, "--port", "0")
+    assert code == 1 and "scale 1" in err and "experts rm upper" in err
+    experts[1]["scale"] = 1
+    experts[1]["adapter"] = str(TINY.parent / "lora-psalms.gguf")
+    config.write_text(json.dumps({"experts": experts}))
+    code, _, err = command(tmp_path, "serve", "--config", config, "--port", "0")
+    assert code == 1 and "other content" in err and "experts rm upper" in err
+
+
+@pytest.mark.parametrize("host", ["::1", "localhost"])
+def test_hosts(start, host):
+    if host == "::1" and not os.path.exists("/proc/net/if_inet6"):
+        pytest.skip("this machine has no IPv6")
+    s = start("--model", TINY, "--host", host, wait=False)
+    with socket.create_connection((host, s.port), timeout=30) as c:
+        c.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert c.recv(100).startswith(b"HTTP/1.1 200")
+
+
+def test_started_without_standard_files(tmp_path):
+    """The log must not be written into whatever file is opened first."""
+    import subprocess
+    done = subprocess.run(["sh", "-c", 'exec "$0" check --json <&- >&- 2>&-', os.environ.get(
+        "SWITCHYARD_BINARY", "false")], check=False, timeout=30)
+    assert done.returncode == 0
+
+
 def test_unix_socket(start, tmp_path):
     path = tmp_path / "s.sock"
     s = start("--model", TINY, SWITCHYARD_SERVER_UNIX_SOCKET=str(path))

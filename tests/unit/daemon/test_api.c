@@ -164,6 +164,7 @@ static void completion_fields_are_checked(void **state)
         {"\"prompt\":\"a\",\"suffix\":\"b\"", "suffix", ERR_UNSUPPORTED},
         {"\"prompt\":\"a\",\"best_of\":3", "best_of", ERR_UNSUPPORTED},
         {"\"prompt\":\"a\",\"echo\":true,\"logprobs\":1", "echo", ERR_UNSUPPORTED},
+        {"\"prompt\":[\"a\",\"b\",\"c\",\"d\",\"e\"],\"n\":13", "n", ERR_INVALID},
     };
     struct rig r;
     rig_open_api(&r, 1);
