@@ -6,18 +6,23 @@
 
 #define GROUP_ROWS_MIN 8    /* fewer rows share a start by chance */
 #define CONTENT_BYTES_MAX 400 /* longer inputs cost time and teach no more */
+#define SENTENCES_BYTES_MIN 150 /* from here a text is taken as sentences */
+#define SENTENCES_MAX 8       /* of one text */
+#define SENTENCE_BYTES_MIN 40
 
 struct augment_options augment_options_default(void)
 {
     return (struct augment_options){
+        .bare_weight = 2.0f,
         .drop_rate = 0.3,
         .drop_copies = 1,
         .drop_weight = 0.5f,
-        .swap_copies = 24,
+        .swap_copies = 12,
         .swap_weight = 0.5f,
-        .fill_copies = 12,
-        .fill_weight = 0.5f,
+        .fill_copies = 24,
+        .fill_weight = 0.4f,
         .seed = 1,
+        .general_idx = -1,
     };
 }
 
@@ -48,6 +53,7 @@ struct augmenter {
     struct wording *wordings;
     struct content *contents;
     size_t wordings_count, contents_count;
+    bool *bare; /* [count] rows of a source without wording */
     struct sample_list *out;
 };
 
@@ -139,6 +145,33 @@ static void add_content(struct augmenter *a, uint32_t label, const char *text, s
             (struct content){.label = label, .span = {text, len}};
 }
 
+static const char *sentence_end(const char *p, const char *end)
+{
+    while (p < end && *p != '\n') {
+        bool stop = *p == '.' || *p == '?' || *p == '!';
+        p++;
+        if (stop && (p == end || *p == ' '))
+            break;
+    }
+    return p;
+}
+
+/* Long texts about anything are a source of plain sentences, which no expert's inputs are. */
+static void add_sentences(struct augmenter *a, uint32_t label, const char *text, size_t len)
+{
+    const char *end = text + len;
+    for (size_t n = 0; text < end && n < SENTENCES_MAX;) {
+        while (text < end && (*text == ' ' || *text == '\n'))
+            text++;
+        const char *stop = sentence_end(text, end);
+        if ((size_t)(stop - text) >= SENTENCE_BYTES_MIN) {
+            add_content(a, label, text, (size_t)(stop - text));
+            n++;
+        }
+        text = stop;
+    }
+}
+
 /* One source: its wording if it has one, and the inputs of its rows. */
 static void read_group(struct augmenter *a, size_t begin, size_t end)
 {
@@ -155,7 +188,12 @@ static void read_group(struct augmenter *a, size_t begin, size_t end)
     for (size_t r = begin; r < end; r++) {
         const char *text = augment_last_turn(a->rows[a->order[r]]->text);
         size_t len = strlen(text), affixes = before.len + after.len;
-        if (len > affixes)
+        a->bare[a->order[r]] = affixes == 0;
+        if (len <= affixes)
+            continue;
+        if ((int)label == a->opt->general_idx && len > SENTENCES_BYTES_MIN)
+            add_sentences(a, label, text + before.len, len - affixes);
+        else
             add_content(a, label, text + before.len, len - affixes);
     }
 }
@@ -268,6 +306,17 @@ static void make_dropped(struct augmenter *a, size_t samples)
     buf_done(&scratch);
 }
 
+/* General rows are not weighed up: there is no input that is theirs. */
+static float original_weight(const struct augmenter *a, size_t row)
+{
+    if (!a->bare[row] || (int)a->label[row] == a->opt->general_idx)
+        return 1.0f;
+    for (size_t i = 0; i < a->wordings_count; i++)
+        if (a->wordings[i].label == a->label[row] && !a->wordings[i].given)
+            return a->opt->bare_weight;
+    return 1.0f;
+}
+
 static void take_originals(struct augmenter *a)
 {
     for (size_t i = 0; i < a->count; i++) {
@@ -277,7 +326,7 @@ static void take_originals(struct augmenter *a)
         *add_sample(a->out) = (struct sample){.text = text,
                                               .len = strlen(text),
                                               .label = a->label[i],
-                                              .weight = 1.0f,
+                                              .weight = original_weight(a, i),
                                               .counted = true};
     }
 }
@@ -291,7 +340,8 @@ void augment_rows(const struct router_row *const *rows, const uint32_t *label, s
     rng_init(&a.rng, opt->seed);
     a.order = mem_array(count + 1, sizeof(*a.order));
     a.wordings = mem_array(count + 1, sizeof(*a.wordings));
-    a.contents = mem_array(count + 1, sizeof(*a.contents));
+    a.contents = mem_array(count * SENTENCES_MAX + 1, sizeof(*a.contents));
+    a.bare = mem_array(count + 1, sizeof(*a.bare));
     for (size_t i = 0; i < count; i++)
         a.order[i] = i;
     qsort_r(a.order, count, sizeof(*a.order), compare_rows, &a);
@@ -302,6 +352,7 @@ void augment_rows(const struct router_row *const *rows, const uint32_t *label, s
     free(a.order);
     free(a.wordings);
     free(a.contents);
+    free(a.bare);
 }
 
 void sample_list_done(struct sample_list *l)

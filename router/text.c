@@ -18,6 +18,9 @@
 #define FOLD_MAX 20 /* code points that one may decompose into: 18 in Unicode today */
 /* Tokens at full weight at each end; beyond them the weight falls as EDGE_TOKENS / distance. */
 #define EDGE_TOKENS 24
+/* Of the value of a character n-gram. There are many more of them than of words, and they say much the
+ * same; measured on held-out wordings, 0.5 to 0.7 beats 1. */
+#define CHARS_WEIGHT 0.7f
 
 enum token_kind {
     TOKEN_WORD,
@@ -441,6 +444,12 @@ static void slots_reset(struct text_scratch *s)
     s->order_count = 0;
 }
 
+static float slot_value(const struct text_scratch *s, const struct slot *slot)
+{
+    bool chars = slot->key > (uint32_t)1 << s->geometry.word_bits;
+    return logf(1.0f + slot->tf) * (chars ? CHARS_WEIGHT : 1.0f);
+}
+
 const struct text_feature *text_vector(struct text_scratch *s, const char *text, size_t len,
                                        size_t *ret_count)
 {
@@ -450,7 +459,7 @@ const struct text_feature *text_vector(struct text_scratch *s, const char *text,
     float norm = 0.0f;
     for (size_t i = 0; i < s->order_count; i++) {
         const struct slot *slot = &s->slots[s->order[i]];
-        float value = logf(1.0f + slot->tf);
+        float value = slot_value(s, slot);
         s->features[i] = (struct text_feature){.idx = slot->key - 1, .value = value};
         norm += value * value;
     }
@@ -466,7 +475,7 @@ float text_value(const struct text_scratch *s, uint32_t idx)
     size_t i = slot_first(s, idx);
     while (s->slots[i].key != 0) {
         if (s->slots[i].key == idx + 1)
-            return logf(1.0f + s->slots[i].tf) * s->scale;
+            return slot_value(s, &s->slots[i]) * s->scale;
         i = (i + 1) & s->slots_mask;
     }
     return 0.0f;
