@@ -1,8 +1,8 @@
 /* One generation call of the API: from body bytes to requests, and from their output to answer
  * bytes. Knows JSON and experts, knows nothing of HTTP connections, and so is tested without any.
  *
- * struct api_call belongs to one thread at a time: the HTTP thread that opened it, or, after a client
- * went away, the stream thread that waits for the engine to let go. Private to daemon/. */
+ * struct api_call belongs to one thread at a time: the HTTP thread that opened it, or, after a
+ * client went away, the stream thread that waits for the engine to let go. Private to daemon/. */
 #ifndef SWITCHYARD_DAEMON_API_H
 #define SWITCHYARD_DAEMON_API_H
 
@@ -13,15 +13,16 @@
 
 #define API_STOPS_MAX 4
 #define API_CHOICES_MAX 16
-#define API_PROMPTS_MAX 32     /* prompts in one /v1/completions body */
-#define API_ANSWERS_MAX 64     /* prompts times choices: each reserves room for its tokens */
+#define API_PROMPTS_MAX 32 /* prompts in one /v1/completions body */
+#define API_ANSWERS_MAX 64 /* prompts times choices: each reserves room for its tokens */
 #define API_TOKENS_UNSET (-1)
 
 enum api_kind { API_CHAT, API_COMPLETION };
 
 /* ---- what the client asked for beside the prompt ----------------------------------------- */
 
-/* Reals are NAN and integers negative where the client said nothing; strings are into the document. */
+/* Reals are NAN and integers negative where the client said nothing; strings are into the document.
+ */
 struct api_options {
     const char *model;
     double temperature, top_p, min_p, typical_p;
@@ -51,15 +52,15 @@ struct api_messages {
     json_t *variables; /* object of further template variables, owned; NULL = none */
     bool has_system;
 };
-enum err_code api_messages_parse(const json_t *root, struct api_messages *ret, struct err *e)
-    BASE_NODISCARD;
+enum err_code api_messages_parse(const json_t *root, struct api_messages *ret,
+                                 struct err *e) BASE_NODISCARD;
 void api_messages_done(struct api_messages *m);
 
 /* ---- the call -------------------------------------------------------------------------------- */
 
 struct api_cursor {
     uint32_t events_read;
-    uint32_t text_chars;    /* code points given out: text_offset of /v1/completions */
+    uint32_t text_chars; /* code points given out: text_offset of /v1/completions */
     bool opened, finish_sent;
     enum request_finish finish;
 };
@@ -67,7 +68,7 @@ struct api_cursor {
 struct api_call {
     struct server *server;
     enum api_kind kind;
-    json_t *root;             /* the document */
+    json_t *root; /* the document */
     struct api_options options;
     struct api_messages messages; /* API_CHAT */
 
@@ -82,21 +83,21 @@ struct api_call {
     size_t requests_count;
 
     struct api_cursor cursor[API_PROMPTS_MAX][API_CHOICES_MAX];
-    struct buf head;          /* the fields every chunk starts with */
-    bool failed;              /* an error event was written */
-    atomic_uint given;        /* requests the engine has got; the stream thread reads it */
-    atomic_bool submitted;    /* api_call_submit is over, well or not */
+    struct buf head;       /* the fields every chunk starts with */
+    bool failed;           /* an error event was written */
+    atomic_uint given;     /* requests the engine has got; the stream thread reads it */
+    atomic_bool submitted; /* api_call_submit is over, well or not */
 };
 
 /* Parse a body; nothing is looked up yet. */
 enum err_code api_call_open(struct server *s, enum api_kind kind, const char *body, size_t len,
                             struct api_call **ret, struct err *e) BASE_NODISCARD;
-/* Choose the expert, render, tokenise, check the context: the requests are ready to submit. `scratch`
- * may be NULL if the server has no head. */
-enum err_code api_call_prepare(struct api_call *c, struct router_scratch *scratch, struct err *e)
-    BASE_NODISCARD;
-/* Give all requests to the engine. On failure those already given are cancelled, and the call may be
- * closed once api_call_idle says so. `notify` and `owner` as in struct request. */
+/* Choose the expert, render, tokenise, check the context: the requests are ready to submit.
+ * `scratch` may be NULL if the server has no head. */
+enum err_code api_call_prepare(struct api_call *c, struct router_scratch *scratch,
+                               struct err *e) BASE_NODISCARD;
+/* Give all requests to the engine. On failure those already given are cancelled, and the call may
+ * be closed once api_call_idle says so. `notify` and `owner` as in struct request. */
 enum err_code api_call_submit(struct api_call *c, void (*notify)(struct request *r), void *owner,
                               uint32_t *ret_retry_after_s, struct err *e) BASE_NODISCARD;
 /* These four: any thread that keeps the call from being closed. */
@@ -114,14 +115,15 @@ bool api_call_render_events(struct api_call *c, struct buf *out);
 /* What happened to the call after api_call_done: the error of the first choice that failed. */
 enum err_code api_call_outcome(const struct api_call *c, struct err *e);
 
-/* ---- parts that have a file of their own ------------------------------------------------------ */
+/* ---- parts that have a file of their own ------------------------------------------------------
+ */
 
 /* api_route.c: the expert for options.model; asks the router for `auto`. */
-enum err_code api_choose_expert(struct api_call *c, struct router_scratch *scratch, struct err *e)
-    BASE_NODISCARD;
+enum err_code api_choose_expert(struct api_call *c, struct router_scratch *scratch,
+                                struct err *e) BASE_NODISCARD;
 /* api_prompt.c: tokens of the conversation / of one text / of the prompts of a completion body. */
-enum err_code api_chat_tokens(struct api_call *c, struct token_list *ret, struct err *e)
-    BASE_NODISCARD;
+enum err_code api_chat_tokens(struct api_call *c, struct token_list *ret,
+                              struct err *e) BASE_NODISCARD;
 size_t api_prompts(const json_t *root, struct err *e); /* 0 = bad, e says why */
 enum err_code api_completion_tokens(struct api_call *c, size_t prompt_idx, struct token_list *ret,
                                     struct err *e) BASE_NODISCARD;
@@ -130,11 +132,12 @@ struct api_usage {
     uint64_t prompt_tokens, cached_tokens, completion_tokens;
 };
 void api_call_usage(const struct api_call *c, struct api_usage *ret);
-/* `"expert":"x","reason":...` without braces: the account of a call; what the engine fills in is left
- * out before api_call_done. */
+/* `"expert":"x","reason":...` without braces: the account of a call; what the engine fills in is
+ * left out before api_call_done. */
 void api_put_account(const struct api_call *c, struct buf *out);
 
-/* ---- small answers ------------------------------------------------------------------------------ */
+/* ---- small answers ------------------------------------------------------------------------------
+ */
 
 /* {"error":{...}}; type and code follow from the code, status too. */
 void api_put_error(struct buf *out, const struct err *e);
@@ -142,7 +145,7 @@ const char *api_error_type(enum err_code code);
 void api_put_models(struct server *s, struct buf *out);
 /* Why there is no answer to this /v1/embeddings body: a field is wrong, or no expert does that. */
 void api_refuse_embeddings(struct server *s, const char *body, size_t len, struct err *e);
-enum err_code api_put_model(struct server *s, const char *id, struct buf *out, struct err *e)
-    BASE_NODISCARD;
+enum err_code api_put_model(struct server *s, const char *id, struct buf *out,
+                            struct err *e) BASE_NODISCARD;
 
 #endif

@@ -8,7 +8,8 @@
 
 #include "daemon/api_field.h"
 
-/* ---- names ------------------------------------------------------------------------------------- */
+/* ---- names -------------------------------------------------------------------------------------
+ */
 
 /* Unguessable enough to be unique across restarts; the counter makes it unique within one. */
 static uint64_t fresh_bits(void)
@@ -27,7 +28,8 @@ static void name_call(struct api_call *c)
     c->created_s = clock_wall_ms() / 1000;
 }
 
-/* ---- open -------------------------------------------------------------------------------------- */
+/* ---- open --------------------------------------------------------------------------------------
+ */
 
 static enum err_code check_prompts(const struct api_call *c, struct err *e)
 {
@@ -36,9 +38,10 @@ static enum err_code check_prompts(const struct api_call *c, struct err *e)
         return e->code;
     if (count * (size_t)c->options.n <= API_ANSWERS_MAX)
         return ERR_OK;
-    return err_set_param(e, ERR_INVALID, "n", "%zu prompts with %lld choices each are more than "
-                         "the %d answers one request may ask for", count,
-                         (long long)c->options.n, API_ANSWERS_MAX);
+    return err_set_param(e, ERR_INVALID, "n",
+                         "%zu prompts with %lld choices each are more than "
+                         "the %d answers one request may ask for",
+                         count, (long long)c->options.n, API_ANSWERS_MAX);
 }
 
 enum err_code api_call_open(struct server *s, enum api_kind kind, const char *body, size_t len,
@@ -79,7 +82,8 @@ void api_call_close(struct api_call **c)
     free(gone);
 }
 
-/* ---- sampling: the client's word, else the configuration's, else the house's ------------------- */
+/* ---- sampling: the client's word, else the configuration's, else the house's -------------------
+ */
 
 static void set_real(float *to, double client, double configured)
 {
@@ -97,7 +101,8 @@ static enum err_code fill_bias(const struct api_call *c, struct request *r, stru
         if (o->bias[i].id >= vocab)
             return err_set_param(e, ERR_INVALID, "logit_bias",
                                  "'logit_bias' has the token %d, but the expert's vocabulary ends "
-                                 "at %d", o->bias[i].id, vocab - 1);
+                                 "at %d",
+                                 o->bias[i].id, vocab - 1);
     if (o->bias_count == 0)
         return ERR_OK;
     struct logit_bias *bias = mem_array(o->bias_count, sizeof *bias);
@@ -111,8 +116,8 @@ static void fill_sampling(const struct api_call *c, const struct conf_expert *co
                           struct sampling *s)
 {
     const struct api_options *o = &c->options;
-    static const struct conf_sampling unset = {
-        (double)NAN, (double)NAN, (double)NAN, (double)NAN, -1, -1, -1};
+    static const struct conf_sampling unset = {(double)NAN, (double)NAN, (double)NAN, (double)NAN,
+                                               -1,          -1,          -1};
     const struct conf_sampling *d = conf != NULL ? &conf->defaults : &unset;
     set_real(&s->temperature, o->temperature, d->temperature);
     set_real(&s->top_p, o->top_p, d->top_p);
@@ -133,7 +138,8 @@ static void fill_sampling(const struct api_call *c, const struct conf_expert *co
         s->seed = d->seed >= 0 ? (uint64_t)d->seed : fresh_bits();
 }
 
-/* ---- requests ---------------------------------------------------------------------------------- */
+/* ---- requests ----------------------------------------------------------------------------------
+ */
 
 static enum err_code check_context(const struct api_call *c, size_t tokens, uint32_t context,
                                    struct err *e)
@@ -221,7 +227,8 @@ enum err_code api_call_prepare(struct api_call *c, struct router_scratch *scratc
     return ERR_OK;
 }
 
-/* ---- running ----------------------------------------------------------------------------------- */
+/* ---- running -----------------------------------------------------------------------------------
+ */
 
 enum err_code api_call_submit(struct api_call *c, void (*notify)(struct request *r), void *owner,
                               uint32_t *ret_retry_after_s, struct err *e)
@@ -301,8 +308,9 @@ enum err_code api_call_outcome(const struct api_call *c, struct err *e)
                 return e->code;
             }
             if (finish == REQUEST_FINISH_CANCELLED || finish == REQUEST_FINISH_NONE)
-                return err_set(e, ERR_SHUTDOWN, "the server stopped before the answer was whole; "
-                                                "try again");
+                return err_set(e, ERR_SHUTDOWN,
+                               "the server stopped before the answer was whole; "
+                               "try again");
         }
     }
     return ERR_OK;

@@ -115,8 +115,8 @@ enum err_code field_parse_body(const char *body, size_t len, json_t **ret, struc
 {
     json_error_t why;
     size_t from = 0;
-    while (from < len && (body[from] == ' ' || body[from] == '\n' || body[from] == '\r' ||
-                          body[from] == '\t'))
+    while (from < len &&
+           (body[from] == ' ' || body[from] == '\n' || body[from] == '\r' || body[from] == '\t'))
         from++;
     if (from == len)
         return err_set(e, ERR_INVALID, "the request has no body; send a JSON object");

@@ -12,8 +12,8 @@ struct guard_text {
 struct guard {
     struct guard_text *texts; /* grouped by first byte */
     size_t count;
-    size_t longest;           /* bytes of the longest token of any kind */
-    size_t from[257];         /* texts of first byte b: [from[b], from[b + 1]) */
+    size_t longest;   /* bytes of the longest token of any kind */
+    size_t from[257]; /* texts of first byte b: [from[b], from[b + 1]) */
 };
 
 static int by_first_byte(const void *pa, const void *pb)
@@ -105,8 +105,8 @@ void guard_pick_mark(const json_t *v, char mark[GUARD_MARK_BYTES + 1])
 {
     char *text = json_dumps(v, JSON_COMPACT | JSON_ENCODE_ANY);
     mark[GUARD_MARK_BYTES] = 0;
-    /* 32 noncharacters; text that has all of them is split at the last, which loses it nothing but a
-     * character that Unicode says is never exchanged. */
+    /* 32 noncharacters; text that has all of them is split at the last, which loses it nothing but
+     * a character that Unicode says is never exchanged. */
     for (uint32_t cp = 0xfdd0; cp <= 0xfdef; cp++) {
         utf8_encode(cp, mark);
         if (text == NULL || strstr(text, mark) == NULL)
@@ -164,8 +164,7 @@ json_t *guard_mark(const struct guard *g, const json_t *v, const char *mark)
         return mark_object(g, v, mark);
     json_t *copy = json_array(), *item;
     size_t idx;
-    json_array_foreach(v, idx, item)
-        json_array_append_new(copy, guard_mark(g, item, mark));
+    json_array_foreach(v, idx, item) json_array_append_new(copy, guard_mark(g, item, mark));
     return copy;
 }
 

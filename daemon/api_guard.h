@@ -1,11 +1,11 @@
-/* Keeps text that clients send from forging control tokens. A chat template writes control tokens such
- * as <|im_end|> as text, so the rendered prompt must be tokenised with them recognised; a message
- * that contains the same characters would end its own turn and start one as "system".
+/* Keeps text that clients send from forging control tokens. A chat template writes control tokens
+ * such as <|im_end|> as text, so the rendered prompt must be tokenised with them recognised; a
+ * message that contains the same characters would end its own turn and start one as "system".
  *
  * Before rendering, every control token's text inside client strings gets a mark after its first
- * character: a Unicode noncharacter that none of the strings contains. Templates carry it through like
- * any character. The rendered text is cut at the marks and the pieces are tokenised one by one: the
- * model reads the same characters, but as ordinary tokens. Private to daemon/. */
+ * character: a Unicode noncharacter that none of the strings contains. Templates carry it through
+ * like any character. The rendered text is cut at the marks and the pieces are tokenised one by
+ * one: the model reads the same characters, but as ordinary tokens. Private to daemon/. */
 #ifndef SWITCHYARD_DAEMON_API_GUARD_H
 #define SWITCHYARD_DAEMON_API_GUARD_H
 

@@ -46,8 +46,8 @@ static enum err_code append_part(struct buf *text, const json_t *part, const cha
     return ERR_OK;
 }
 
-/* Parts are joined without anything between them: a client that cut its text gets the same prompt as
- * one that did not. */
+/* Parts are joined without anything between them: a client that cut its text gets the same prompt
+ * as one that did not. */
 static enum err_code join_parts(const json_t *parts, const char *path, json_t **ret, struct err *e)
 {
     struct buf text = {0};
@@ -85,9 +85,11 @@ static enum err_code parse_content(const json_t *message, const char *role, size
     return field_bad_type(e, path, "a string or an array of parts", content);
 }
 
-/* ---- tool calls of the assistant -------------------------------------------------------------- */
+/* ---- tool calls of the assistant --------------------------------------------------------------
+ */
 
-/* The API carries arguments as JSON text; templates print an object. Text that is no object stays. */
+/* The API carries arguments as JSON text; templates print an object. Text that is no object stays.
+ */
 static json_t *arguments_value(const json_t *arguments)
 {
     json_t *object = NULL;
@@ -146,7 +148,8 @@ static enum err_code parse_tool_calls(const json_t *message, size_t idx, json_t 
     return code;
 }
 
-/* ---- messages ----------------------------------------------------------------------------------- */
+/* ---- messages -----------------------------------------------------------------------------------
+ */
 
 static enum err_code parse_role(const json_t *message, size_t idx, const char **ret, struct err *e)
 {
@@ -159,8 +162,10 @@ static enum err_code parse_role(const json_t *message, size_t idx, const char **
         return field_bad_type(e, path, "a string", role);
     *ret = normal_role(json_string_value(role));
     if (*ret == NULL)
-        return err_set_param(e, ERR_INVALID, path, "'%s' is '%.40s', but must be one of system, "
-                             "developer, user, assistant, tool", path, json_string_value(role));
+        return err_set_param(e, ERR_INVALID, path,
+                             "'%s' is '%.40s', but must be one of system, "
+                             "developer, user, assistant, tool",
+                             path, json_string_value(role));
     return ERR_OK;
 }
 
@@ -203,7 +208,7 @@ static enum err_code parse_messages(const json_t *root, struct api_messages *m, 
     return code;
 }
 
-/* ---- tools ---------------------------------------------------------------------------------------- */
+/* ---- tools ---------------------------------------------------------------------------------- */
 
 static enum err_code check_tool(const json_t *tool, size_t idx, struct err *e)
 {
@@ -216,8 +221,10 @@ static enum err_code check_tool(const json_t *tool, size_t idx, struct err *e)
     if (!json_is_string(type))
         return field_bad_type(e, path, "the string 'function'", type);
     if (strcmp(json_string_value(type), "function") != 0)
-        return err_set_param(e, ERR_UNSUPPORTED, path, "tools of type '%.40s' are not supported; "
-                             "only 'function' is", json_string_value(type));
+        return err_set_param(e, ERR_UNSUPPORTED, path,
+                             "tools of type '%.40s' are not supported; "
+                             "only 'function' is",
+                             json_string_value(type));
     snprintf(path, sizeof path, "tools[%zu].function", idx);
     const json_t *function = field_find(tool, "function");
     if (!json_is_object(function))
@@ -271,8 +278,10 @@ static enum err_code parse_tool_choice(const json_t *root, const json_t *tools, 
     if (strcmp(name, "required") == 0)
         return err_set_param(e, ERR_UNSUPPORTED, "tool_choice",
                              "'tool_choice' 'required' is not supported; use 'auto'");
-    return err_set_param(e, ERR_INVALID, "tool_choice", "'tool_choice' is '%.40s', but must be "
-                         "none, auto, required or an object", name);
+    return err_set_param(e, ERR_INVALID, "tool_choice",
+                         "'tool_choice' is '%.40s', but must be "
+                         "none, auto, required or an object",
+                         name);
 }
 
 static enum err_code parse_tools(const json_t *root, struct api_messages *m, struct err *e)

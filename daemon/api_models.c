@@ -38,8 +38,9 @@ static void put_expert(struct server *s, struct expert *ex, struct buf *out)
     json_put_str(out, serving->conf != NULL && serving->conf->description[0] != 0
                           ? serving->conf->description
                           : info->description);
-    buf_printf(out, ",\"context_length\":%u,\"max_model_len\":%u,\"meta\":{\"n_ctx\":%u,"
-                    "\"n_params\":%llu,\"size\":%llu,\"architecture\":",
+    buf_printf(out,
+               ",\"context_length\":%u,\"max_model_len\":%u,\"meta\":{\"n_ctx\":%u,"
+               "\"n_params\":%llu,\"size\":%llu,\"architecture\":",
                serving->context, serving->context, serving->context,
                (unsigned long long)info->parameters, (unsigned long long)info->bytes);
     json_put_str(out, info->architecture);

@@ -1,6 +1,6 @@
-/* The fields of a generation body that are not its prompt. Everything the public API names is either
- * used, known to mean nothing here and ignored, or refused by name: a client never believes that
- * something was done which was not. */
+/* The fields of a generation body that are not its prompt. Everything the public API names is
+ * either used, known to mean nothing here and ignored, or refused by name: a client never believes
+ * that something was done which was not. */
 #include "daemon/api.h"
 
 #include <math.h>
@@ -95,9 +95,12 @@ static enum err_code parse_bools(const json_t *root, struct api_options *o, stru
         const char *key;
         bool *value;
     } fields[] = {
-        {"stream", &o->stream},           {"ignore_eos", &o->ignore_eos},
-        {"x_switchyard", &o->want_account}, {"timings", &o->want_timings},
-        {"timings_per_token", &o->want_timings}, {"store", &ignored},
+        {"stream", &o->stream},
+        {"ignore_eos", &o->ignore_eos},
+        {"x_switchyard", &o->want_account},
+        {"timings", &o->want_timings},
+        {"timings_per_token", &o->want_timings},
+        {"store", &ignored},
         {"parallel_tool_calls", &ignored},
     };
     for (size_t i = 0; i < BASE_COUNT(fields); i++) {
@@ -113,8 +116,9 @@ static enum err_code parse_stop_item(const json_t *v, struct api_options *o, str
     if (!json_is_string(v))
         return field_bad_type(e, "stop", "a string or an array of strings", v);
     if (json_string_length(v) == 0)
-        return err_set_param(e, ERR_INVALID, "stop", "'stop' has an empty string; it would end "
-                                                     "every answer before its first token");
+        return err_set_param(e, ERR_INVALID, "stop",
+                             "'stop' has an empty string; it would end "
+                             "every answer before its first token");
     if (strlen(json_string_value(v)) != json_string_length(v))
         return err_set_param(e, ERR_INVALID, "stop", "'stop' has a string with a NUL character");
     if (o->stops_count == API_STOPS_MAX)
@@ -152,12 +156,16 @@ static enum err_code parse_logit_bias(const json_t *root, struct api_options *o,
         char *end;
         long long id = strtoll(key, &end, 10);
         if (end == key || *end != 0 || id < 0 || id > INT32_MAX)
-            return err_set_param(e, ERR_INVALID, "logit_bias", "'logit_bias' has the key '%.40s', "
-                                 "which is not a token id", key);
+            return err_set_param(e, ERR_INVALID, "logit_bias",
+                                 "'logit_bias' has the key '%.40s', "
+                                 "which is not a token id",
+                                 key);
         double bias = json_number_value(value);
         if (!json_is_number(value) || !(bias >= -100 && bias <= 100))
-            return err_set_param(e, ERR_INVALID, "logit_bias", "'logit_bias' of token %lld must be "
-                                 "a number between -100 and 100", id);
+            return err_set_param(e, ERR_INVALID, "logit_bias",
+                                 "'logit_bias' of token %lld must be "
+                                 "a number between -100 and 100",
+                                 id);
         o->bias[o->bias_count++] = (struct logit_bias){.id = (int32_t)id, .bias = (float)bias};
     }
     return ERR_OK;
@@ -250,7 +258,8 @@ static enum err_code parse_model(const json_t *root, struct api_options *o, stru
 {
     enum err_code code = field_text(root, "model", &o->model, e);
     if (code == ERR_OK && (o->model == NULL || o->model[0] == 0))
-        code = err_set_param(e, ERR_INVALID, "model", "'model' is missing; give the name of an "
+        code = err_set_param(e, ERR_INVALID, "model",
+                             "'model' is missing; give the name of an "
                              "expert (GET /v1/models lists them) or 'auto'");
     return code;
 }

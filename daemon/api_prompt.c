@@ -34,9 +34,9 @@ static char *token_text(const struct tokenizer *t, int32_t id)
     return mem_strndup(text != NULL ? text : "", text != NULL ? len : 0);
 }
 
-/* Megabytes of text need not be tokenised to know that they do not fit, which would keep every other
- * connection of this thread waiting. Four times the bytes that could fit: normalisation may shrink
- * text before it is cut into tokens. */
+/* Megabytes of text need not be tokenised to know that they do not fit, which would keep every
+ * other connection of this thread waiting. Four times the bytes that could fit: normalisation may
+ * shrink text before it is cut into tokens. */
 static enum err_code check_length(const struct api_call *c, size_t bytes, struct err *e)
 {
     const struct server_expert *serving = server_expert_of(c->server, c->expert);
@@ -46,11 +46,12 @@ static enum err_code check_length(const struct api_call *c, size_t bytes, struct
         return ERR_OK;
     return err_set_param(e, ERR_CONTEXT, param,
                          "expert '%s' has a context of %u tokens, but the %s have %zu bytes, which "
-                         "is more than %zu tokens: shorten them", expert_info(c->expert)->name,
-                         serving->context, param, bytes, least);
+                         "is more than %zu tokens: shorten them",
+                         expert_info(c->expert)->name, serving->context, param, bytes, least);
 }
 
-/* ---- rendering --------------------------------------------------------------------------------- */
+/* ---- rendering ---------------------------------------------------------------------------------
+ */
 
 struct render {
     json_t *messages, *tools; /* owned; marked where the guard says so */
@@ -98,10 +99,9 @@ static enum err_code render_once(const struct api_call *c, const struct chat_tem
         .eos_token = eos,
         .now = (int64_t)(clock_wall_ms() / 1000),
     };
-    enum err_code code = messages != NULL
-                             ? template_render(template, &input, text, e)
-                             : err_set_param(e, ERR_INVALID, "messages",
-                                             "'messages' cannot be written as JSON");
+    enum err_code code = messages != NULL ? template_render(template, &input, text, e)
+                                          : err_set_param(e, ERR_INVALID, "messages",
+                                                          "'messages' cannot be written as JSON");
     free(messages);
     free(tools);
     free(extra);
@@ -110,7 +110,8 @@ static enum err_code render_once(const struct api_call *c, const struct chat_tem
     return code;
 }
 
-/* Tool arguments as text again, for templates that add them to a string; false if there are none. */
+/* Tool arguments as text again, for templates that add them to a string; false if there are none.
+ */
 static bool arguments_as_text(json_t *messages)
 {
     bool changed = false;
@@ -209,7 +210,8 @@ enum err_code api_chat_tokens(struct api_call *c, struct token_list *ret, struct
     return code;
 }
 
-/* ---- plain prompts ----------------------------------------------------------------------------- */
+/* ---- plain prompts -----------------------------------------------------------------------------
+ */
 
 static bool is_token_array(const json_t *v)
 {
@@ -250,7 +252,8 @@ static enum err_code array_tokens(const struct tokenizer *t, const json_t *array
         if (id < 0 || id >= vocab)
             return err_set_param(e, ERR_INVALID, "prompt",
                                  "'prompt' has the token %lld, but the expert's vocabulary ends "
-                                 "at %d", (long long)id, vocab - 1);
+                                 "at %d",
+                                 (long long)id, vocab - 1);
         push_token(ret, (int32_t)id);
     }
     return ERR_OK;

@@ -1,5 +1,6 @@
 /* Answers: whole bodies, and the events of streams. Chunks of one stream share their first fields,
- * which are written once (api_call.head); the rest is copied or escaped straight into the output. */
+ * which are written once (api_call.head); the rest is copied or escaped straight into the output.
+ */
 #include "daemon/api.h"
 
 #include <stdlib.h>
@@ -11,7 +12,7 @@
 #define EVENTS_BYTES (64 * BASE_KIB)
 #define LOGPROB_FLOOR (-9999.0) /* what the public API sends for minus infinity */
 
-/* ---- log-probabilities ---------------------------------------------------------------------------- */
+/* ---- log-probabilities ---------------------------------------------------------------------- */
 
 static double finite_logprob(float v)
 {
@@ -157,7 +158,7 @@ static void put_logprobs(const struct api_call *c, const struct request_event *e
         put_completion_logprobs(c, events, count, chars, out);
 }
 
-/* ---- usage, account, timings ------------------------------------------------------------------------ */
+/* ---- usage, account, timings ---------------------------------------------------------------- */
 
 static void put_usage(const struct api_call *c, struct buf *out)
 {
@@ -215,8 +216,9 @@ void api_put_account(const struct api_call *c, struct buf *out)
 static void put_rate(struct buf *out, const char *prefix, uint64_t tokens, uint64_t ns)
 {
     double ms = (double)ns / 1e6;
-    buf_printf(out, "\"%s_n\":%llu,\"%s_ms\":%.3f,\"%s_per_token_ms\":%.3f,"
-                    "\"%s_per_second\":%.3f",
+    buf_printf(out,
+               "\"%s_n\":%llu,\"%s_ms\":%.3f,\"%s_per_token_ms\":%.3f,"
+               "\"%s_per_second\":%.3f",
                prefix, (unsigned long long)tokens, prefix, ms, prefix,
                tokens > 0 ? ms / (double)tokens : 0.0, prefix,
                ns > 0 ? (double)tokens / ((double)ns / 1e9) : 0.0);
@@ -247,7 +249,7 @@ static void put_extras(const struct api_call *c, struct buf *out)
     buf_puts(out, "}");
 }
 
-/* ---- whole answers ------------------------------------------------------------------------------------ */
+/* ---- whole answers -------------------------------------------------------------------------- */
 
 static void put_head(const struct api_call *c, const char *object, struct buf *out)
 {
@@ -308,7 +310,7 @@ enum err_code api_call_render(struct api_call *c, struct buf *out, struct err *e
     return ERR_OK;
 }
 
-/* ---- streams -------------------------------------------------------------------------------------------- */
+/* ---- streams -------------------------------------------------------------------------------- */
 
 static void open_chunk(struct api_call *c, uint32_t index, struct buf *out)
 {
@@ -414,9 +416,9 @@ static void put_new_events(struct api_call *c, const struct request *r, uint32_t
     }
 }
 
-/* Finish chunks of choices that have ended. The last one waits for the whole call, so that the account
- * it may carry is complete. `done`: the call was over before its events were read, so that a choice
- * without an end will never have one. Returns how many choices still owe their chunk. */
+/* Finish chunks of choices that have ended. The last one waits for the whole call, so that the
+ * account it may carry is complete. `done`: the call was over before its events were read, so that
+ * a choice without an end will never have one. Returns how many choices still owe their chunk. */
 static uint32_t put_finishes(struct api_call *c, bool done, bool *ret_error, struct buf *out)
 {
     uint32_t index = 0, owed = 0;
@@ -462,7 +464,9 @@ bool api_call_render_events(struct api_call *c, struct buf *out)
     return true;
 }
 
-/* ---- errors ----------------------------------------------------------------------------------------------- */
+/* ---- errors
+ * -----------------------------------------------------------------------------------------------
+ */
 
 const char *api_error_type(enum err_code code)
 {

@@ -7,7 +7,8 @@
 
 #include "daemon/api_field.h"
 
-#define ROUTE_TURNS_MAX 64 /* user turns that are read, newest last; the router bounds their bytes */
+#define ROUTE_TURNS_MAX                                                                            \
+    64 /* user turns that are read, newest last; the router bounds their bytes */
 
 static enum err_code choose_named(struct api_call *c, struct err *e)
 {
@@ -16,8 +17,10 @@ static enum err_code choose_named(struct api_call *c, struct err *e)
     c->confidence = 1.0;
     if (c->expert != NULL)
         return ERR_OK;
-    return err_set_param(e, ERR_MODEL, "model", "there is no expert '%.80s'; GET /v1/models lists "
-                         "what is served, and 'auto' lets the router choose", c->options.model);
+    return err_set_param(e, ERR_MODEL, "model",
+                         "there is no expert '%.80s'; GET /v1/models lists "
+                         "what is served, and 'auto' lets the router choose",
+                         c->options.model);
 }
 
 static size_t collect_message_turns(const struct api_call *c, struct router_turn *turns)
@@ -42,7 +45,8 @@ static size_t collect_message_turns(const struct api_call *c, struct router_turn
     return count;
 }
 
-/* A completion body's first text; token arrays cannot be read by a router that knows no tokenizer. */
+/* A completion body's first text; token arrays cannot be read by a router that knows no tokenizer.
+ */
 static size_t collect_prompt_turn(const struct api_call *c, struct router_turn *turns)
 {
     const json_t *prompt = field_find(c->root, "prompt");
@@ -50,8 +54,8 @@ static size_t collect_prompt_turn(const struct api_call *c, struct router_turn *
         prompt = json_array_get(prompt, 0);
     if (!json_is_string(prompt))
         return 0;
-    turns[0] = (struct router_turn){.text = json_string_value(prompt),
-                                    .len = json_string_length(prompt)};
+    turns[0] =
+        (struct router_turn){.text = json_string_value(prompt), .len = json_string_length(prompt)};
     return 1;
 }
 
@@ -61,8 +65,8 @@ static void decide(struct api_call *c, struct router_scratch *scratch, struct ro
     struct router_turn turns[ROUTE_TURNS_MAX];
     const struct router_options options = {
         .threshold = (double)NAN, .label_allowed = s->label_allowed, .generalist_idx = -1};
-    size_t count = c->kind == API_CHAT ? collect_message_turns(c, turns)
-                                       : collect_prompt_turn(c, turns);
+    size_t count =
+        c->kind == API_CHAT ? collect_message_turns(c, turns) : collect_prompt_turn(c, turns);
     router_decide(s->head, scratch, turns, count, &options, ret, NULL);
 }
 

@@ -29,8 +29,8 @@ struct cli_list {
 void cli_list_done(struct cli_list *l);
 
 struct cli_option {
-    const char *name;       /* without dashes; NULL ends the table */
-    char letter;            /* 0 = none */
+    const char *name; /* without dashes; NULL ends the table */
+    char letter;      /* 0 = none */
     enum cli_kind kind;
     void *value;            /* of the type above; keeps its value when the option is absent */
     const char *value_name; /* "FILE"; NULL for flags */
@@ -39,10 +39,10 @@ struct cli_option {
 };
 
 struct cli_spec {
-    const char *command;    /* "serve", "experts add" */
-    const char *arguments;  /* of the usage line after the command: "FILE --name N" or "" */
-    const char *about;      /* paragraphs: what it does and when one wants it */
-    const char *examples;   /* lines, each a command that works */
+    const char *command;   /* "serve", "experts add" */
+    const char *arguments; /* of the usage line after the command: "FILE --name N" or "" */
+    const char *about;     /* paragraphs: what it does and when one wants it */
+    const char *examples;  /* lines, each a command that works */
     const struct cli_option *options;
     size_t args_min, args_max;
 };
@@ -55,7 +55,8 @@ int cli_parse(int argc, char **argv, const struct cli_spec *spec, const char **a
               size_t *ret_args);
 void cli_print_help(const struct cli_spec *spec, FILE *to);
 
-/* "switchyard COMMAND: message" on stderr; returns CLI_REFUSED, so that failing is one statement. */
+/* "switchyard COMMAND: message" on stderr; returns CLI_REFUSED, so that failing is one statement.
+ */
 int cli_refuse(const char *command, const struct err *e);
 /* "switchyard COMMAND: message" and where help is, on stderr; returns CLI_WRONG. */
 int cli_wrong(const char *command, const char *fmt, ...) BASE_PRINTF(2, 3);

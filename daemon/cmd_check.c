@@ -11,10 +11,9 @@ static const char about[] =
     "and prints the effective one, defaults included, followed by the memory budget it comes\n"
     "to on this machine. API keys are shown as ***. Nothing is opened for writing.";
 
-static const char examples[] =
-    "  switchyard check --config switchyard.yaml\n"
-    "  switchyard check --json | jq .budget\n"
-    "  switchyard check --keys";
+static const char examples[] = "  switchyard check --config switchyard.yaml\n"
+                               "  switchyard check --json | jq .budget\n"
+                               "  switchyard check --keys";
 
 static void print_keys(void)
 {
@@ -59,7 +58,10 @@ int cmd_check(int argc, char **argv)
         {NULL},
     };
     const struct cli_spec spec = {
-        .command = "check", .arguments = "", .about = about, .examples = examples,
+        .command = "check",
+        .arguments = "",
+        .about = about,
+        .examples = examples,
         .options = options,
     };
     struct conf c;

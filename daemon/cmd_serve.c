@@ -31,7 +31,8 @@ static const char examples[] =
     "  switchyard serve --config switchyard.yaml --port 9000\n"
     "  SWITCHYARD_TIERS_HBM=2GiB switchyard serve --store /var/lib/switchyard/store";
 
-/* Flags that are a configuration key under another name; given ones are set over file and environment. */
+/* Flags that are a configuration key under another name; given ones are set over file and
+ * environment. */
 struct flag {
     const char *key, *value;
 };
@@ -48,7 +49,7 @@ static enum err_code load_conf(struct conf *c, const char *path, const struct fl
     return code == ERR_OK ? conf_validate(c, e) : code;
 }
 
-/* ---- signals ------------------------------------------------------------------------------------------ */
+/* ---- signals -------------------------------------------------------------------------------- */
 
 static void block_signals(sigset_t *set)
 {
@@ -68,8 +69,8 @@ static void tell_manager(const char *state)
 #endif
 }
 
-/* The service manager hears that we are ready once the generalist is in memory, and then regularly that
- * the main thread lives. */
+/* The service manager hears that we are ready once the generalist is in memory, and then regularly
+ * that the main thread lives. */
 static void watch(struct server *s, bool *told)
 {
     if (!*told && engine_ready(s->engine)) {
@@ -91,8 +92,9 @@ static void wait_for_end(struct server *s, const sigset_t *set)
         if (signal_no == SIGTERM || signal_no == SIGINT)
             return;
         if (signal_no == SIGHUP)
-            logger_event(s->log, LOG_WARN, "reload", "the configuration is read at start only; "
-                                                     "restart the server to apply changes");
+            logger_event(s->log, LOG_WARN, "reload",
+                         "the configuration is read at start only; "
+                         "restart the server to apply changes");
     }
 }
 
@@ -115,8 +117,8 @@ static void drain(struct server *s, sigset_t *set)
     struct err e;
     atomic_store(&s->draining, true);
     tell_manager("STOPPING=1");
-    logger_event(s->log, LOG_INFO, "draining",
-                 "new requests are refused; running ones have %.0f s", s->conf->server_drain_s);
+    logger_event(s->log, LOG_INFO, "draining", "new requests are refused; running ones have %.0f s",
+                 s->conf->server_drain_s);
     if (thread_start(&impatient, "signals", second_signal, set, &e) == ERR_OK)
         pthread_detach(impatient);
     engine_drain(s->engine);
@@ -141,10 +143,9 @@ int cmd_serve(int argc, char **argv)
 {
     const char *config = NULL, *model = "";
     struct flag flags[] = {
-        {"store.path", NULL},   {"server.host", NULL}, {"server.port", NULL},
-        {"rdu.sockets", NULL},  {"rdu.threads", NULL}, {"tiers.hbm", NULL},
-        {"tiers.ddr", NULL},    {"rdu.exec", NULL},    {"rdu.numerics", NULL},
-        {"router.head", NULL},
+        {"store.path", NULL},   {"server.host", NULL}, {"server.port", NULL}, {"rdu.sockets", NULL},
+        {"rdu.threads", NULL},  {"tiers.hbm", NULL},   {"tiers.ddr", NULL},   {"rdu.exec", NULL},
+        {"rdu.numerics", NULL}, {"router.head", NULL},
     };
     const struct cli_option options[] = {
         {"config", 'c', CLI_TEXT, &config, "FILE", "YAML configuration"},
@@ -162,7 +163,10 @@ int cmd_serve(int argc, char **argv)
         {NULL},
     };
     const struct cli_spec spec = {
-        .command = "serve", .arguments = "", .about = about, .examples = examples,
+        .command = "serve",
+        .arguments = "",
+        .about = about,
+        .examples = examples,
         .options = options,
     };
     struct conf c;

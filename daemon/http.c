@@ -1,5 +1,5 @@
-/* Connections: listening sockets, libmicrohttpd with epoll threads, bodies within bounds, clients that
- * are too slow. What the requests mean is in http_route.c. */
+/* Connections: listening sockets, libmicrohttpd with epoll threads, bodies within bounds, clients
+ * that are too slow. What the requests mean is in http_route.c. */
 #include "daemon/http.h"
 
 #include <errno.h>
@@ -18,21 +18,22 @@
 #include "daemon/log.h"
 
 #define CONNECTIONS_MAX 2048
-#define CONNECTION_IDLE_S 120       /* no byte either way */
+#define CONNECTION_IDLE_S 120           /* no byte either way */
 #define CONNECTION_POOL (32 * BASE_KIB) /* headers and write buffer of one connection */
-#define RECEIVE_NS 60000000000ull   /* a whole request must be in by then: 8 MiB at 140 KB/s */
+#define RECEIVE_NS 60000000000ull       /* a whole request must be in by then: 8 MiB at 140 KB/s */
 #define THREADS 2
-#define LISTENERS 2                 /* TCP and the unix socket */
-#define BODIES_HELD 32              /* all bodies in memory together: this many of the largest */
-#define DISCARD_FACTOR 8            /* a body this much too long is read and dropped, so that the
-                                       client sees the answer; a longer one is cut off */
+#define LISTENERS 2    /* TCP and the unix socket */
+#define BODIES_HELD 32 /* all bodies in memory together: this many of the largest */
+/* A body this many times too long is read and dropped, so that the client sees the answer; a longer
+ * one is cut off. */
+#define DISCARD_FACTOR 8
 
 struct http {
     struct server *server;
     struct MHD_Daemon *daemon[LISTENERS];
     int listener[LISTENERS]; /* libmicrohttpd closes them; -1 = none */
     size_t listeners;
-    char *unix_path;         /* to unlink at the end */
+    char *unix_path; /* to unlink at the end */
     char address[300];
     struct streams *streams;
     struct conns *conns;
@@ -65,7 +66,7 @@ void http_drop_bytes(struct http *h, size_t bytes)
     atomic_fetch_sub(&h->bytes_held, bytes);
 }
 
-/* ---- one router scratch per thread ---------------------------------------------------------------- */
+/* ---- one router scratch per thread ---------------------------------------------------------- */
 
 static void close_scratch(void *scratch)
 {
@@ -85,7 +86,7 @@ struct router_scratch *http_scratch(struct http *h)
     return s;
 }
 
-/* ---- exchanges ------------------------------------------------------------------------------------- */
+/* ---- exchanges ------------------------------------------------------------------------------ */
 
 /* The client's id if it is short and printable: it goes into a header and a log line. */
 static void take_request_id(struct exchange *x)
@@ -140,10 +141,9 @@ static enum MHD_Result exchange_begin(struct http *h, struct MHD_Connection *con
     uint64_t length = declared_length(x);
     if (length > max)
         refuse_too_large(x);
-    bool asks =
-        MHD_lookup_connection_value(connection, MHD_HEADER_KIND, "Expect") != NULL;
-    /* Refused before the body is sent where that can work; a client that does not wait for leave would
-     * find its connection reset instead of an answer. */
+    bool asks = MHD_lookup_connection_value(connection, MHD_HEADER_KIND, "Expect") != NULL;
+    /* Refused before the body is sent where that can work; a client that does not wait for leave
+     * would find its connection reset instead of an answer. */
     if (x->refusal.code != ERR_OK && (asks || length > max * DISCARD_FACTOR))
         return route_run(x);
     return MHD_YES;
@@ -220,7 +220,7 @@ static void on_log(void *cls, const char *format, va_list ap)
     logger_event(h->server->log, LOG_DEBUG, "http", "%s", text);
 }
 
-/* ---- listening --------------------------------------------------------------------------------------- */
+/* ---- listening ------------------------------------------------------------------------------ */
 
 static enum err_code bind_refused(const struct conf *c, struct err *e)
 {
@@ -230,7 +230,8 @@ static enum err_code bind_refused(const struct conf *c, struct err *e)
     if (why == EADDRINUSE)
         return err_set_param(e, ERR_BUSY, "server.port",
                              "port %u on %s is in use: is another server running? Choose another "
-                             "with --port, or --port 0 for any free one", port, host);
+                             "with --port, or --port 0 for any free one",
+                             port, host);
     if (why == EACCES)
         return err_set_param(e, ERR_PERMISSION, "server.port",
                              "port %u on %s may not be used by this user; take one above 1023",
@@ -278,8 +279,8 @@ static void note_address(struct http *h)
     getsockname(h->listener[0], (struct sockaddr *)&a, &len);
     getnameinfo((struct sockaddr *)&a, len, host, sizeof host, port, sizeof port,
                 NI_NUMERICHOST | NI_NUMERICSERV);
-    snprintf(h->address, sizeof h->address, a.ss_family == AF_INET6 ? "http://[%s]:%s"
-                                                                    : "http://%s:%s", host, port);
+    snprintf(h->address, sizeof h->address,
+             a.ss_family == AF_INET6 ? "http://[%s]:%s" : "http://%s:%s", host, port);
 }
 
 static enum err_code listen_tcp(struct http *h, struct err *e)
@@ -314,8 +315,8 @@ static enum err_code clear_stale(const struct sockaddr_un *a, struct err *e)
     if (fd >= 0)
         close(fd);
     if (answered)
-        return err_set_param(e, ERR_BUSY, "server.unix_socket",
-                             "another server answers at %s", a->sun_path);
+        return err_set_param(e, ERR_BUSY, "server.unix_socket", "another server answers at %s",
+                             a->sun_path);
     unlink(a->sun_path);
     return ERR_OK;
 }
@@ -345,7 +346,7 @@ static enum err_code listen_unix(struct http *h, struct err *e)
     return ERR_OK;
 }
 
-/* ---- libmicrohttpd --------------------------------------------------------------------------------------- */
+/* ---- libmicrohttpd -------------------------------------------------------------------------- */
 
 /* Descriptors: one per connection, and what the rest of the process needs. */
 static unsigned connection_limit(void)
@@ -411,8 +412,8 @@ enum err_code http_open(struct server *s, struct http **ret, struct err *e)
     h->server = s;
     h->bytes_max = (size_t)s->conf->server_max_body_bytes * BODIES_HELD;
     h->scratch_ready = pthread_key_create(&h->scratch_key, close_scratch) == 0;
-    enum err_code code = h->scratch_ready ? open_all(h, e)
-                                          : err_set(e, ERR_INTERNAL, "no thread key is left");
+    enum err_code code =
+        h->scratch_ready ? open_all(h, e) : err_set(e, ERR_INTERNAL, "no thread key is left");
     if (code != ERR_OK) {
         http_stop(h, 0);
         http_close(&h);
@@ -422,7 +423,7 @@ enum err_code http_open(struct server *s, struct http **ret, struct err *e)
     return ERR_OK;
 }
 
-/* ---- stopping -------------------------------------------------------------------------------------------- */
+/* ---- stopping ------------------------------------------------------------------------------- */
 
 static bool wait_empty(struct http *h, uint64_t deadline_ns)
 {
@@ -442,8 +443,8 @@ static void end_streams(struct http *h, uint64_t deadline_ns)
     streams_cancel(h->streams);
     if (wait_empty(h, clock_ns() + 2000000000ull))
         return;
-    /* The engine does not let go, or a client does not read: libmicrohttpd must find nothing suspended.
-     * Again and again, for what was just about to suspend. */
+    /* The engine does not let go, or a client does not read: libmicrohttpd must find nothing
+     * suspended. Again and again, for what was just about to suspend. */
     for (int i = 0; i < 20 && streams_count(h->streams) > 0; i++) {
         streams_abort(h->streams);
         wait_empty(h, clock_ns() + 50000000ull);

@@ -150,8 +150,8 @@ enum MHD_Result answer_preflight(struct exchange *x, const char *allowed)
 enum MHD_Result answer_stream(struct exchange *x)
 {
     /* 16 KiB: more than any burst of tokens; libmicrohttpd allots it per connection. */
-    struct MHD_Response *r = MHD_create_response_from_callback(
-        MHD_SIZE_UNKNOWN, 16 * BASE_KIB, stream_read, x->stream, NULL);
+    struct MHD_Response *r = MHD_create_response_from_callback(MHD_SIZE_UNKNOWN, 16 * BASE_KIB,
+                                                               stream_read, x->stream, NULL);
     if (r == NULL)
         return MHD_NO;
     MHD_add_response_header(r, "Content-Type", "text/event-stream; charset=utf-8");

@@ -1,4 +1,5 @@
-/* A fixed table of connections. Opening and closing take the lock; the marks per request are atomics. */
+/* A fixed table of connections. Opening and closing take the lock; the marks per request are
+ * atomics. */
 #include "daemon/http_conn.h"
 
 #include <stdatomic.h>

@@ -1,6 +1,6 @@
-/* Open connections, and an end to those whose request never becomes whole. libmicrohttpd's time limit is
- * about silence only: a client that sends a byte now and then, or that hangs up half-way in a state the
- * library waits in, would keep its place for ever. Private to daemon/http*.c. */
+/* Open connections, and an end to those whose request never becomes whole. libmicrohttpd's time
+ * limit is about silence only: a client that sends a byte now and then, or that hangs up half-way
+ * in a state the library waits in, would keep its place for ever. Private to daemon/http*.c. */
 #ifndef SWITCHYARD_DAEMON_HTTP_CONN_H
 #define SWITCHYARD_DAEMON_HTTP_CONN_H
 

@@ -19,11 +19,11 @@ struct exchange {
     char *rest;                /* of the path after a prefix route; owned */
     bool method_ok;
     struct buf body;
-    size_t body_seen;          /* bytes that arrived, kept or not */
-    struct err refusal;        /* decided before the body: answered once it is in */
-    struct api_call *call;     /* owned until a stream takes it */
+    size_t body_seen;      /* bytes that arrived, kept or not */
+    struct err refusal;    /* decided before the body: answered once it is in */
+    struct api_call *call; /* owned until a stream takes it */
     struct stream *stream;
-    struct err error;          /* what was answered, for the log */
+    struct err error; /* what was answered, for the log */
 };
 
 /* http_route.c */

@@ -13,11 +13,11 @@ struct route {
     const char *path;   /* a prefix if it ends in '/' and is longer than that */
     const char *method; /* GET also answers HEAD */
     enum MHD_Result (*run)(struct exchange *x);
-    bool open;          /* needs no key: probes have none */
+    bool open; /* needs no key: probes have none */
     bool quiet;
 };
 
-/* ---- generation ---------------------------------------------------------------------------------- */
+/* ---- generation ----------------------------------------------------------------------------- */
 
 static void read_wishes(struct exchange *x)
 {
@@ -69,8 +69,8 @@ static enum MHD_Result run_generate(struct exchange *x, enum api_kind kind)
         return finish_whole(x);
     enum err_code code = make_call(x, kind, &e);
     if (code == ERR_OK)
-        code = stream_open(http_streams(x->http), x->call, x->connection, &x->record, &x->stream,
-                           &e);
+        code =
+            stream_open(http_streams(x->http), x->call, x->connection, &x->record, &x->stream, &e);
     if (code == ERR_OK) {
         x->call = NULL; /* the stream's now */
         code = stream_submit(x->stream, &retry_after_s, &e);
@@ -78,9 +78,8 @@ static enum MHD_Result run_generate(struct exchange *x, enum api_kind kind)
     if (code == ERR_CANCELLED)
         return MHD_NO;
     if (code != ERR_OK)
-        return answer_error(x, &e, code == ERR_QUEUE_FULL || code == ERR_SHUTDOWN
-                                       ? BASE_MAX(retry_after_s, 1)
-                                       : 0);
+        return answer_error(
+            x, &e, code == ERR_QUEUE_FULL || code == ERR_SHUTDOWN ? BASE_MAX(retry_after_s, 1) : 0);
     return stream_call(x->stream)->options.stream ? answer_stream(x) : finish_whole(x);
 }
 
@@ -94,7 +93,7 @@ static enum MHD_Result run_completion(struct exchange *x)
     return run_generate(x, API_COMPLETION);
 }
 
-/* ---- the rest -------------------------------------------------------------------------------------- */
+/* ---- the rest ------------------------------------------------------------------------------- */
 
 static enum MHD_Result run_models(struct exchange *x)
 {
@@ -114,7 +113,8 @@ static enum MHD_Result run_model(struct exchange *x)
     return answer_body(x, MHD_HTTP_OK, "application/json", &body);
 }
 
-/* Experts generate text; the endpoint exists so that a client hears that, and not that it mistyped. */
+/* Experts generate text; the endpoint exists so that a client hears that, and not that it mistyped.
+ */
 static enum MHD_Result run_embeddings(struct exchange *x)
 {
     struct err e = {0};
@@ -154,13 +154,14 @@ static enum MHD_Result run_metrics(struct exchange *x)
 static enum MHD_Result run_root(struct exchange *x)
 {
     struct buf body = {0};
-    buf_puts(&body, "{\"name\":\"switchyard\",\"version\":\"" SWITCHYARD_VERSION "\",\"endpoints\":["
-                    "\"/v1/chat/completions\",\"/v1/completions\",\"/v1/models\",\"/health\","
-                    "\"/ready\",\"/metrics\"]}\n");
+    buf_puts(&body,
+             "{\"name\":\"switchyard\",\"version\":\"" SWITCHYARD_VERSION "\",\"endpoints\":["
+             "\"/v1/chat/completions\",\"/v1/completions\",\"/v1/models\",\"/health\","
+             "\"/ready\",\"/metrics\"]}\n");
     return answer_body(x, MHD_HTTP_OK, "application/json", &body);
 }
 
-/* ---- the table --------------------------------------------------------------------------------------- */
+/* ---- the table ------------------------------------------------------------------------------ */
 
 /* The paths without /v1 are for clients that were given a base URL without it. */
 static const struct route routes[] = {
@@ -205,7 +206,7 @@ bool route_is_quiet(const struct exchange *x)
     return (x->route != NULL && x->route->quiet) || strcmp(x->record.method, "OPTIONS") == 0;
 }
 
-/* ---- keys ---------------------------------------------------------------------------------------------- */
+/* ---- keys ----------------------------------------------------------------------------------- */
 
 /* Takes the same time wherever two texts differ, so that a key cannot be found byte by byte. */
 static bool equal_constant_time(const char *given, const char *key)
@@ -259,8 +260,8 @@ enum MHD_Result route_run(struct exchange *x)
                 x->record.path);
         return answer_error(x, &e, 0);
     }
-    const char *allowed = strcmp(x->route->method, "GET") == 0 ? "GET, HEAD, OPTIONS"
-                                                               : "POST, OPTIONS";
+    const char *allowed =
+        strcmp(x->route->method, "GET") == 0 ? "GET, HEAD, OPTIONS" : "POST, OPTIONS";
     if (strcmp(x->record.method, "OPTIONS") == 0)
         return answer_preflight(x, allowed);
     if (!x->method_ok)

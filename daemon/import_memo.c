@@ -1,5 +1,5 @@
-/* The memo: {"<real path>": {"size", "mtime_ns", "inode", "name", "object"}}, object = hash of what the
- * store says of the expert (another import under the same name changes it). */
+/* The memo: {"<real path>": {"size", "mtime_ns", "inode", "name", "object"}}, object = hash of what
+ * the store says of the expert (another import under the same name changes it). */
 #include "daemon/import_memo.h"
 
 #include <jansson.h>

@@ -1,5 +1,5 @@
-/* JSON leaves. The escape loop runs once per generated token: it copies runs of plain bytes and stops
- * only for the few that need care. */
+/* JSON leaves. The escape loop runs once per generated token: it copies runs of plain bytes and
+ * stops only for the few that need care. */
 #include "daemon/json_out.h"
 
 #include <math.h>

@@ -21,7 +21,7 @@ struct logger {
     atomic_bool stop;
     _Atomic uint64_t dropped;
     uint64_t dropped_told; /* log thread's, as the next */
-    bool unread;           /* closing, and nobody took a line within a second: the rest is dropped */
+    bool unread; /* closing, and nobody took a line within a second: the rest is dropped */
 };
 
 static const char *const level_names[] = {"error", "warn", "info", "debug"};

@@ -27,9 +27,10 @@ static const struct command {
 
 static void print_help(FILE *to)
 {
-    fprintf(to, "Switchyard serves many expert language models from one process: a router picks an\n"
-                "expert for each prompt, and experts are brought into memory as they are needed.\n\n"
-                "Usage: switchyard COMMAND [options]\n\nCommands:\n");
+    fprintf(to,
+            "Switchyard serves many expert language models from one process: a router picks an\n"
+            "expert for each prompt, and experts are brought into memory as they are needed.\n\n"
+            "Usage: switchyard COMMAND [options]\n\nCommands:\n");
     for (size_t i = 0; i < BASE_COUNT(commands); i++)
         fprintf(to, "  %-12s%s\n", commands[i].name, commands[i].help);
     fprintf(to, "\nStart here:\n"
@@ -61,8 +62,8 @@ static int run_command(int argc, char **argv)
     return unknown_command(argv[0]);
 }
 
-/* Started without them, the first files opened would become stdin, stdout and stderr, and the log would
- * be written into the store. */
+/* Started without them, the first files opened would become stdin, stdout and stderr, and the log
+ * would be written into the store. */
 static void open_standard_files(void)
 {
     for (int fd = 0; fd < 3; fd++)

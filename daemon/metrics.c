@@ -1,5 +1,5 @@
-/* Prometheus metrics. The names are a contract (dashboards and scripts rely on them); what has no data
- * yet is not shown. */
+/* Prometheus metrics. The names are a contract (dashboards and scripts rely on them); what has no
+ * data yet is not shown. */
 #include "daemon/metrics.h"
 
 #include <stdlib.h>
@@ -24,7 +24,7 @@ struct expert_metrics {
 };
 
 struct metrics {
-    struct lock lock; /* guards all below; taken once per request, never per token */
+    struct lock lock;               /* guards all below; taken once per request, never per token */
     struct expert_metrics *experts; /* [count + 1], last: no expert */
     size_t count;
     struct hist route;
@@ -53,7 +53,8 @@ void metrics_close(struct metrics **mp)
     free(m);
 }
 
-/* ---- counting ---------------------------------------------------------------------------------- */
+/* ---- counting ----------------------------------------------------------------------------------
+ */
 
 static void count_status(struct expert_metrics *x, int status)
 {
@@ -94,7 +95,7 @@ void metrics_note_request(struct metrics *m, const struct api_call *call, int st
     lock_drop(&m->lock);
 }
 
-/* ---- text format --------------------------------------------------------------------------------- */
+/* ---- text format ---------------------------------------------------------------------------- */
 
 static void put_family(struct buf *out, const char *name, const char *type, const char *help)
 {
@@ -128,8 +129,8 @@ static const char *escape_label(const char *text, char *to, size_t cap)
     return to;
 }
 
-static const uint64_t edges_us[] = {20,     50,     100,     200,     500,     1000,    2000,
-                                    5000,   10000,  20000,   50000,   100000,  200000,  500000,
+static const uint64_t edges_us[] = {20,      50,      100,     200,      500,      1000,    2000,
+                                    5000,    10000,   20000,   50000,    100000,   200000,  500000,
                                     1000000, 2000000, 5000000, 10000000, 30000000, 60000000};
 
 static void put_hist(struct buf *out, const char *name, const char *labels, const struct hist *h)
@@ -147,7 +148,7 @@ static void put_hist(struct buf *out, const char *name, const char *labels, cons
                (unsigned long long)h->count);
 }
 
-/* ---- the HTTP side's families ----------------------------------------------------------------------- */
+/* ---- the HTTP side's families --------------------------------------------------------------- */
 
 static const char *expert_name(struct server *s, size_t idx, char *to, size_t cap)
 {
@@ -217,7 +218,7 @@ static void put_routes(struct server *s, struct buf *out)
     put_hist(out, "switchyard_route_seconds", "stage=\"ngram\"", &m->route);
 }
 
-/* ---- the engine's families ---------------------------------------------------------------------------- */
+/* ---- the engine's families ------------------------------------------------------------------ */
 
 static void put_engine(const struct engine_stats *st, struct buf *out)
 {
@@ -279,7 +280,7 @@ static void put_expert_tokens(struct server *s, struct buf *out)
     free(tokens);
 }
 
-/* ---- the memory's families ------------------------------------------------------------------------------ */
+/* ---- the memory's families ------------------------------------------------------------------ */
 
 static void put_tiers(struct server *s, const struct memtier_stats *t, struct buf *out)
 {

@@ -1,5 +1,5 @@
-/* Counters of the HTTP side, and the Prometheus page of everything. A scrape reads counters; it never
- * wakes an expert. Private to daemon/. */
+/* Counters of the HTTP side, and the Prometheus page of everything. A scrape reads counters; it
+ * never wakes an expert. Private to daemon/. */
 #ifndef SWITCHYARD_DAEMON_METRICS_H
 #define SWITCHYARD_DAEMON_METRICS_H
 

@@ -21,7 +21,7 @@ static void put_row(struct buf *out, const char *name, const char *fmt, ...)
     buf_printf(out, "  %-12s%s\n", name, text);
 }
 
-/* ---- the running server ------------------------------------------------------------------------------- */
+/* ---- the running server --------------------------------------------------------------------- */
 
 static void put_memory(struct server *s, struct buf *out)
 {
@@ -74,9 +74,9 @@ void report_server(struct server *s, struct buf *out)
     size_t count = experts_count(s->experts);
     buf_printf(out, "switchyard %s on %s\n", SWITCHYARD_VERSION, http_address(s->http));
     put_memory(s, out);
-    put_row(out, "node", "%u sockets on %u threads, %s, %s, %s, KV %s",
-            rdu_node_sockets(s->node), rdu_node_threads(s->node), rdu_node_isa(s->node),
-            numerics_names[c->rdu_numerics], exec_names[c->rdu_exec], kv_names[c->kv_type]);
+    put_row(out, "node", "%u sockets on %u threads, %s, %s, %s, KV %s", rdu_node_sockets(s->node),
+            rdu_node_threads(s->node), rdu_node_isa(s->node), numerics_names[c->rdu_numerics],
+            exec_names[c->rdu_exec], kv_names[c->kv_type]);
     put_row(out, "limits", "%u sequences, %u queued, body %llu MiB", c->sched_max_sequences,
             c->sched_max_queue, (unsigned long long)(c->server_max_body_bytes >> 20));
     put_router(s, out);
@@ -87,7 +87,7 @@ void report_server(struct server *s, struct buf *out)
         buf_printf(out, "    ... and %zu more: GET /v1/models\n", count - 40);
 }
 
-/* ---- a configuration that is not running ------------------------------------------------------------------ */
+/* ---- a configuration that is not running ---------------------------------------------------- */
 
 struct plan {
     uint64_t machine, store, kv, hbm;
@@ -128,9 +128,8 @@ static void put_plan_json(const struct conf *c, const struct plan *p, struct buf
                "{\"machine_bytes\":%llu,\"hbm_bytes\":%llu,\"hbm_automatic\":%s,\"ddr_bytes\":%llu,"
                "\"store_bytes\":%llu,\"kv_bytes_wanted\":%llu,\"experts\":%zu,\"threads\":%u",
                (unsigned long long)p->machine, (unsigned long long)p->hbm,
-               c->tiers_hbm_bytes == 0 ? "true" : "false",
-               (unsigned long long)c->tiers_ddr_bytes, (unsigned long long)p->store,
-               (unsigned long long)p->kv, p->experts,
+               c->tiers_hbm_bytes == 0 ? "true" : "false", (unsigned long long)c->tiers_ddr_bytes,
+               (unsigned long long)p->store, (unsigned long long)p->kv, p->experts,
                c->rdu_threads > 0 ? c->rdu_threads : cpu_count_usable());
     buf_puts(out, ",\"store_error\":");
     json_put_str(out, p->store_there ? NULL : p->store_error.msg);
@@ -141,8 +140,7 @@ static void put_plan_text(const struct conf *c, const struct plan *p, struct buf
 {
     char text[2][32];
     buf_puts(out, "# Budget here:\n");
-    put_row(out, "machine", "%s may be used by this process",
-            size_format(p->machine, text[0], 32));
+    put_row(out, "machine", "%s may be used by this process", size_format(p->machine, text[0], 32));
     if (p->store_there)
         put_row(out, "store", "%zu experts, %s on disk", p->experts,
                 size_format(p->store, text[0], 32));
@@ -155,9 +153,8 @@ static void put_plan_text(const struct conf *c, const struct plan *p, struct buf
         put_row(out, "hbm", "automatic, decided when there are experts");
     if (p->kv > 0)
         put_row(out, "kv", "%s for %d tokens", size_format(p->kv, text[0], 32), STACK_KV_TOKENS);
-    put_row(out, "ddr", "%s", c->tiers_ddr_bytes > 0
-                                  ? size_format(c->tiers_ddr_bytes, text[0], 32)
-                                  : "none");
+    put_row(out, "ddr", "%s",
+            c->tiers_ddr_bytes > 0 ? size_format(c->tiers_ddr_bytes, text[0], 32) : "none");
     put_row(out, "threads", "%u", c->rdu_threads > 0 ? c->rdu_threads : cpu_count_usable());
     if (c->tiers_hbm_bytes + c->tiers_ddr_bytes > p->machine)
         put_row(out, "warning", "hbm and ddr together are more than this process may use");

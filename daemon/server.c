@@ -1,5 +1,5 @@
-/* Opening and closing the server: store, tiers, node and experts (stack.c), then what the configuration
- * says over them, router, engine, HTTP. */
+/* Opening and closing the server: store, tiers, node and experts (stack.c), then what the
+ * configuration says over them, router, engine, HTTP. */
 #include "daemon/server.h"
 
 #include <stdlib.h>
@@ -16,7 +16,7 @@
 
 #define TEMPLATE_BYTES_MAX BASE_MIB
 
-/* ---- importing what the configuration names --------------------------------------------------------- */
+/* ---- importing what the configuration names ------------------------------------------------- */
 
 static const char *file_of(const struct conf_expert *x)
 {
@@ -105,7 +105,7 @@ static enum err_code import_all(const struct conf *c, const char *model_path, ch
     return code;
 }
 
-/* ---- experts as served -------------------------------------------------------------------------------- */
+/* ---- experts as served ---------------------------------------------------------------------- */
 
 static const struct conf_expert *conf_of(const struct conf *c, const char *name)
 {
@@ -170,13 +170,15 @@ static enum err_code check_one(struct server *s, const struct conf_expert *x, st
         return err_set_param(e, ERR_NOT_FOUND, "experts",
                              "the configuration names the expert '%s', but the store %s has none "
                              "of that name and no `model` or `adapter` file is given to import it "
-                             "from", x->name, s->conf->store_path);
+                             "from",
+                             x->name, s->conf->store_path);
     double scale = expert_info(ex)->scale;
     if (x->adapter[0] != 0 && (x->scale < scale || x->scale > scale))
         return err_set_param(e, ERR_EXISTS, "experts",
                              "expert '%s' was imported with scale %g, but the configuration says "
                              "%g: remove it ('switchyard experts rm %s') and it will be imported "
-                             "again", x->name, scale, x->scale, x->name);
+                             "again",
+                             x->name, scale, x->scale, x->name);
     return ERR_OK;
 }
 
@@ -192,7 +194,8 @@ static enum err_code open_experts(struct server *s, struct err *e)
 {
     size_t count = experts_count(s->experts);
     if (count == 0)
-        return err_set(e, ERR_NOT_FOUND, "the store %s has no experts: give --model FILE.gguf, or "
+        return err_set(e, ERR_NOT_FOUND,
+                       "the store %s has no experts: give --model FILE.gguf, or "
                        "add some with 'switchyard experts add FILE --name NAME'",
                        s->conf->store_path);
     s->serving = mem_array(count, sizeof *s->serving);
@@ -219,10 +222,10 @@ const struct server_expert *server_expert_of(const struct server *s, const struc
     return &s->serving[expert_index(ex)];
 }
 
-/* ---- the generalist, holds, the router ------------------------------------------------------------------ */
+/* ---- the generalist, holds, the router ------------------------------------------------------ */
 
-/* How good a choice an expert is without a word from anyone: full weights before adapters, then the one
- * that most adapters sit on. */
+/* How good a choice an expert is without a word from anyone: full weights before adapters, then the
+ * one that most adapters sit on. */
 static size_t generality(const struct server *s, struct expert *ex)
 {
     size_t over = 0;
@@ -235,8 +238,8 @@ static size_t generality(const struct server *s, struct expert *ex)
     return expert_info(ex)->is_adapter ? 1 : 1 + over;
 }
 
-/* Who answers when the router abstains: as configured, else the model given on the command line, else
- * the most general one. */
+/* Who answers when the router abstains: as configured, else the model given on the command line,
+ * else the most general one. */
 static enum err_code choose_generalist(struct server *s, const char *imported, struct err *e)
 {
     const char *name = s->conf->router_generalist;
@@ -293,9 +296,8 @@ static void map_labels(struct server *s)
 /* The configured head; without one, the store's if it has one. */
 static enum err_code open_router(struct server *s, struct err *e)
 {
-    char *path = s->conf->router_head[0] != 0
-                     ? mem_strdup(s->conf->router_head)
-                     : mem_format("%s/router.head", s->conf->store_path);
+    char *path = s->conf->router_head[0] != 0 ? mem_strdup(s->conf->router_head)
+                                              : mem_format("%s/router.head", s->conf->store_path);
     enum err_code code = ERR_OK;
     if (s->conf->router_head[0] != 0 || access(path, R_OK) == 0)
         code = router_head_open(path, &s->head, e);
@@ -305,7 +307,7 @@ static enum err_code open_router(struct server *s, struct err *e)
     return code;
 }
 
-/* ---- open and close ----------------------------------------------------------------------------------------- */
+/* ---- open and close ------------------------------------------------------------------------- */
 
 static enum err_code open_stack(struct server *s, struct err *e)
 {

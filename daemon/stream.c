@@ -1,9 +1,10 @@
 /* Suspended connections and the thread that watches them.
  *
- * Who wakes whom: the engine publishes and calls stream_notify, which pushes the request on a ring (once
- * until it is taken out again). The stream thread takes it out and, under the slot's lock, resumes the
- * connection or notes `woken`. The HTTP thread clears `woken` before it looks for news, and suspends
- * under the same lock only if it is still clear: nothing published is ever slept through. */
+ * Who wakes whom: the engine publishes and calls stream_notify, which pushes the request on a ring
+ * (once until it is taken out again). The stream thread takes it out and, under the slot's lock,
+ * resumes the connection or notes `woken`. The HTTP thread clears `woken` before it looks for news,
+ * and suspends under the same lock only if it is still clear: nothing published is ever slept
+ * through. */
 #include "daemon/stream.h"
 
 #include <errno.h>
@@ -17,17 +18,17 @@
 #include "daemon/metrics.h"
 
 #define TICK_MS 200
-#define COMMENT_NS 1000000000ull    /* an idle stream says something once a second */
-#define GONE_NS 5000000000ull       /* the engine lets go within one token; this is for when it cannot */
+#define COMMENT_NS 1000000000ull /* an idle stream says something once a second */
+#define GONE_NS 5000000000ull /* the engine lets go within one token, if it can */
 #define EVENTS 64
 
 struct stream {
     struct streams *hub;
-    struct lock lock; /* guards the fields down to `orphan` */
+    struct lock lock;                  /* guards the fields down to `orphan` */
     struct MHD_Connection *connection; /* NULL = none: free slot, or orphan */
     struct api_call *call;             /* owned; the pointer changes under the lock only */
     uint32_t generation;
-    bool whole;       /* resume only when the call is done */
+    bool whole; /* resume only when the call is done */
     bool suspended, woken, gone, comment_due, aborted;
     bool orphan;      /* the connection is finished, the engine is not */
     uint64_t idle_ns; /* since when suspended without a sign of life */
@@ -37,7 +38,7 @@ struct stream {
     struct http_record record;
     struct err error;
     int fd;
-    struct buf out;   /* bytes for the client, from out_from */
+    struct buf out; /* bytes for the client, from out_from */
     size_t out_from;
     bool finished;
     struct stream *next_free; /* guarded by hub->lock */
@@ -50,7 +51,7 @@ struct streams {
     struct lock lock; /* guards the free list; taken at the ends of a call, never per token */
     struct stream *free_list;
     atomic_size_t count;
-    struct ring *ready; /* of struct request *, each with a reference */
+    struct ring *ready;   /* of struct request *, each with a reference */
     atomic_bool overflow; /* the ring was full once: look at every slot */
     atomic_bool stop;
     int epoll;
@@ -59,7 +60,7 @@ struct streams {
     void *tick_ctx;
 };
 
-/* ---- ending a call -------------------------------------------------------------------------------- */
+/* ---- ending a call -------------------------------------------------------------------------- */
 
 static int status_of(const struct api_call *call, const struct http_record *rec, struct err *e)
 {
@@ -110,8 +111,8 @@ void http_record_end(struct server *s, const struct http_record *rec, const stru
     logger_send(s->log, &line);
 }
 
-/* The slot goes back to the free list. Its call was taken out under the lock, so that nobody else ends
- * it too. */
+/* The slot goes back to the free list. Its call was taken out under the lock, so that nobody else
+ * ends it too. */
 static void stream_end(struct stream *s, struct api_call *call)
 {
     struct streams *h = s->hub;
@@ -139,7 +140,7 @@ static struct api_call *take_finished(struct stream *s)
     return call;
 }
 
-/* ---- the stream thread -------------------------------------------------------------------------------- */
+/* ---- the stream thread ---------------------------------------------------------------------- */
 
 /* Under the slot's lock. */
 static void resume(struct stream *s)
@@ -151,8 +152,8 @@ static void resume(struct stream *s)
     MHD_resume_connection(s->connection);
 }
 
-/* Under the slot's lock: a whole answer has nothing to do before it is whole, and a client that hung up
- * is let go when the engine has let go, so that the account is complete. */
+/* Under the slot's lock: a whole answer has nothing to do before it is whole, and a client that
+ * hung up is let go when the engine has let go, so that the account is complete. */
 static bool worth_waking(const struct stream *s)
 {
     bool wait_for_done = (s->whole || s->gone) && !s->aborted;
@@ -186,7 +187,8 @@ static void take_ready(struct streams *h)
     struct request *r;
     ring_drain_fd(h->ready);
     while ((r = ring_pop(h->ready)) != NULL) {
-        /* Exchange, not store: reading the engine's `true` orders what it published before this look. */
+        /* Exchange, not store: reading the engine's `true` orders what it published before this
+         * look. */
         atomic_exchange(&r->notified, false);
         look_at(r->owner, r);
         request_unref(&r);
@@ -273,7 +275,7 @@ static void *streams_main(void *arg)
     return NULL;
 }
 
-/* ---- the table ------------------------------------------------------------------------------------------ */
+/* ---- the table ------------------------------------------------------------------------------ */
 
 static void streams_free(struct streams *h)
 {
@@ -379,7 +381,7 @@ void streams_abort(struct streams *h)
     }
 }
 
-/* ---- one stream, on its HTTP thread ------------------------------------------------------------------------ */
+/* ---- one stream, on its HTTP thread --------------------------------------------------------- */
 
 static struct stream *take_slot(struct streams *h)
 {
@@ -409,8 +411,9 @@ static void watch_socket(struct stream *s)
         s->fd = -1;
 }
 
-enum err_code stream_open(struct streams *h, struct api_call *call, struct MHD_Connection *connection,
-                          const struct http_record *rec, struct stream **ret, struct err *e)
+enum err_code stream_open(struct streams *h, struct api_call *call,
+                          struct MHD_Connection *connection, const struct http_record *rec,
+                          struct stream **ret, struct err *e)
 {
     struct stream *s = take_slot(h);
     if (s == NULL)
@@ -526,7 +529,8 @@ ssize_t stream_read(void *cls, uint64_t pos, char *to, size_t max)
 {
     struct stream *s = cls;
     if (pos == 0 && s->out.len == 0)
-        put_comment(s); /* the headers leave with the first bytes: do not wait for the first token */
+        put_comment(
+            s); /* the headers leave with the first bytes: do not wait for the first token */
     if (s->out_from == s->out.len) {
         if (s->finished)
             return MHD_CONTENT_READER_END_OF_STREAM;

@@ -28,10 +28,12 @@ static void pretend_to_run(struct api_call *c)
             struct request_event *ev = r->choice[k].events;
             uint32_t n = BASE_MIN(r->max_tokens, (uint32_t)2);
             for (uint32_t t = 0; t < n; t++)
-                ev[t] = (struct request_event){.text = "\xc3\xa9\"", .text_len = 3, .logprob = -1,
+                ev[t] = (struct request_event){.text = "\xc3\xa9\"",
+                                               .text_len = 3,
+                                               .logprob = -1,
                                                .token = r->prompt.ids[t % r->prompt.count]};
-            ev[n] = (struct request_event){.token = -1, .text = "",
-                                           .finish = REQUEST_FINISH_LENGTH};
+            ev[n] =
+                (struct request_event){.token = -1, .text = "", .finish = REQUEST_FINISH_LENGTH};
             atomic_store(&r->choice[k].events_count, n + 1);
         }
         atomic_store(&r->state, REQUEST_DONE);

@@ -1,4 +1,5 @@
-/* An engine that says a scripted text. One thread per request: simple, and as unordered as it gets. */
+/* An engine that says a scripted text. One thread per request: simple, and as unordered as it gets.
+ */
 #include "tests/unit/daemon/fake.h"
 
 #include <stdlib.h>

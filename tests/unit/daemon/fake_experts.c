@@ -46,7 +46,8 @@ static void push(struct token_list *l, int32_t id)
 static int control_at(const char *text, size_t len)
 {
     for (int i = 0; i < 3; i++)
-        if (strlen(control_text[i]) <= len && memcmp(text, control_text[i], strlen(control_text[i])) == 0)
+        if (strlen(control_text[i]) <= len &&
+            memcmp(text, control_text[i], strlen(control_text[i])) == 0)
             return i;
     return -1;
 }
@@ -140,7 +141,8 @@ void template_close(struct chat_template **t)
     *t = NULL;
 }
 
-/* ChatML; a message "RAISE" makes it complain, tool arguments must be text, tools are listed first. */
+/* ChatML; a message "RAISE" makes it complain, tool arguments must be text, tools are listed first.
+ */
 enum err_code template_render(const struct chat_template *t, const struct template_input *in,
                               struct buf *ret_text, struct err *e)
 {
@@ -153,8 +155,7 @@ enum err_code template_render(const struct chat_template *t, const struct templa
     {
         const json_t *content = json_object_get(m, "content");
         const json_t *call = json_array_get(json_object_get(m, "tool_calls"), 0);
-        const json_t *arguments =
-            json_object_get(json_object_get(call, "function"), "arguments");
+        const json_t *arguments = json_object_get(json_object_get(call, "function"), "arguments");
         buf_printf(ret_text, "<|im_start|>%s\n", json_string_value(json_object_get(m, "role")));
         buf_append(ret_text, json_string_value(content), json_string_length(content));
         if (arguments != NULL && !json_is_string(arguments))
@@ -184,10 +185,17 @@ struct experts *fake_experts_open(size_t count)
     x->with_bos.add_bos = true;
     for (size_t i = 0; i < x->count; i++) {
         struct expert *ex = &x->experts[i];
-        ex->info = (struct expert_info){.name = names[i], .base = empty, .description = empty,
-                                        .system = empty, .architecture = architecture,
-                                        .types = empty, .licence = empty, .scale = 1,
-                                        .bytes = 1000, .parameters = 10, .context = 512,
+        ex->info = (struct expert_info){.name = names[i],
+                                        .base = empty,
+                                        .description = empty,
+                                        .system = empty,
+                                        .architecture = architecture,
+                                        .types = empty,
+                                        .licence = empty,
+                                        .scale = 1,
+                                        .bytes = 1000,
+                                        .parameters = 10,
+                                        .context = 512,
                                         .created_s = 1700000000};
         ex->idx = (uint32_t)i;
         ex->tokenizer = i == 1 ? &x->with_bos : &x->plain;

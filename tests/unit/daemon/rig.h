@@ -27,17 +27,17 @@ struct rig {
 };
 /* Everything but HTTP: for tests of api_*.c alone. */
 void rig_open_api(struct rig *r, size_t experts);
-void rig_open(struct rig *r);            /* four experts, no keys */
-void rig_start(struct rig *r);           /* after the test changed r->conf */
+void rig_open(struct rig *r);  /* four experts, no keys */
+void rig_start(struct rig *r); /* after the test changed r->conf */
 void rig_close(struct rig *r);
 /* The log so far (call after rig_stop_log, or expect a delay). */
 void rig_read_log(struct rig *r, struct buf *out);
 
 struct reply {
-    int status;          /* 0 = the connection ended before a whole status line */
-    char *head;          /* header lines, NUL-terminated */
-    struct buf body;     /* chunks joined */
-    bool whole;          /* ended as its length or last chunk says */
+    int status;      /* 0 = the connection ended before a whole status line */
+    char *head;      /* header lines, NUL-terminated */
+    struct buf body; /* chunks joined */
+    bool whole;      /* ended as its length or last chunk says */
 };
 void reply_done(struct reply *p);
 /* Value of a header in `to`, or "". */

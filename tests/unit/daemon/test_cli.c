@@ -27,9 +27,13 @@ static const struct cli_option options[] = {
     {"item", 0, CLI_LIST, &v.list, "ITEM", "more than once"},
     {NULL},
 };
-static const struct cli_spec spec = {.command = "test", .arguments = "A [B]", .about = "About.",
-                                     .examples = "  switchyard test a", .options = options,
-                                     .args_min = 1, .args_max = 2};
+static const struct cli_spec spec = {.command = "test",
+                                     .arguments = "A [B]",
+                                     .about = "About.",
+                                     .examples = "  switchyard test a",
+                                     .options = options,
+                                     .args_min = 1,
+                                     .args_max = 2};
 
 static int parse(const char *line, const char **args, size_t *count)
 {
@@ -48,8 +52,9 @@ static void options_of_every_kind_are_stored(void **state)
 {
     const char *args[2];
     size_t count;
-    assert_int_equal(parse("-f --text=hi a --size 1.5KiB -n3 --real 0.5 --item x b --item=y", args,
-                           &count), CLI_RUN);
+    assert_int_equal(
+        parse("-f --text=hi a --size 1.5KiB -n3 --real 0.5 --item x b --item=y", args, &count),
+        CLI_RUN);
     assert_true(v.flag && v.size == 1536 && v.number == 3 && v.real == 0.5);
     assert_string_equal(v.text, "hi");
     assert_int_equal(v.list.count, 2);
@@ -74,8 +79,9 @@ static void two_dashes_end_the_options(void **state)
 static void what_is_wrong_is_refused(void **state)
 {
     static const char *const lines[] = {
-        "",          "a b c",       "a --nope",    "a --flag=1",   "a --text",  "a -n 0",
-        "a -n 11",   "a -n x",      "a -n -1",     "a -n 3x",      "a -n",      "a --real 2",
+        "",           "a b c",        "a --nope",    "a --flag=1",
+        "a --text",   "a -n 0",       "a -n 11",     "a -n x",
+        "a -n -1",    "a -n 3x",      "a -n",        "a --real 2",
         "a --real x", "a --size 5XB", "a --size -1", "a --number=99999999999999999999"};
     const char *args[2];
     size_t count;

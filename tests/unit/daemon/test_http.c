@@ -118,7 +118,8 @@ static void models_with_a_slash_in_their_name_are_found(void **state)
     rig_close(&r);
 }
 
-/* A request is counted when its connection is done with it, which is after the client has the answer. */
+/* A request is counted when its connection is done with it, which is after the client has the
+ * answer. */
 static bool metrics_say(const struct rig *r, const char *line)
 {
     struct reply p;
@@ -148,7 +149,8 @@ static void health_ready_and_metrics_answer(void **state)
     rig_wait(metrics_say(&r, "switchyard_requests_total{expert=\"alpha\",status=\"200\"} 1\n"));
     rig_ask(&r, "GET", "/metrics", "", NULL, &p);
     assert_int_equal(p.status, 200);
-    assert_non_null(strstr(p.body.data, "switchyard_ttft_seconds_count{expert=\"alpha\",origin=\"hbm\"} 1\n"));
+    assert_non_null(
+        strstr(p.body.data, "switchyard_ttft_seconds_count{expert=\"alpha\",origin=\"hbm\"} 1\n"));
     assert_non_null(strstr(p.body.data, "# TYPE switchyard_step_seconds histogram\n"));
     reply_done(&p);
     rig_close(&r);
@@ -186,7 +188,8 @@ static void streams_have_role_text_finish_and_done(void **state)
     reply_done(&p);
     rig_ask(&r, "POST", CHAT, "",
             "{\"model\":\"alpha\"," HI ",\"stream\":true,\"n\":2,\"max_tokens\":3,"
-            "\"x_switchyard\":true,\"stream_options\":{\"include_usage\":true}}", &p);
+            "\"x_switchyard\":true,\"stream_options\":{\"include_usage\":true}}",
+            &p);
     assert_int_equal(count_of(p.body.data, "\"finish_reason\":\"length\""), 2);
     assert_int_equal(count_of(p.body.data, "\"role\":\"assistant\""), 2);
     const char *usage = strstr(p.body.data, "\"choices\":[],\"usage\":{\"prompt_tokens\"");
@@ -295,8 +298,10 @@ static void origins_are_allowed_by_name(void **state)
     rig_open_api(&r, 1);
     assert_int_equal(conf_set(&r.conf, "server.cors_origins", "https://a.example", &e), ERR_OK);
     rig_start(&r);
-    rig_ask(&r, "OPTIONS", CHAT, "Origin: https://a.example\r\n"
-            "Access-Control-Request-Headers: x-y\r\n", NULL, &p);
+    rig_ask(&r, "OPTIONS", CHAT,
+            "Origin: https://a.example\r\n"
+            "Access-Control-Request-Headers: x-y\r\n",
+            NULL, &p);
     assert_int_equal(p.status, 204);
     assert_string_equal(reply_header(&p, "access-control-allow-origin", text, sizeof text),
                         "https://a.example");
