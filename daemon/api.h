@@ -115,8 +115,7 @@ bool api_call_render_events(struct api_call *c, struct buf *out);
 /* What happened to the call after api_call_done: the error of the first choice that failed. */
 enum err_code api_call_outcome(const struct api_call *c, struct err *e);
 
-/* ---- parts that have a file of their own ------------------------------------------------------
- */
+/* ---- parts that have a file of their own ---------------------------------------------------- */
 
 /* api_route.c: the expert for options.model; asks the router for `auto`. */
 enum err_code api_choose_expert(struct api_call *c, struct router_scratch *scratch,
@@ -136,8 +135,7 @@ void api_call_usage(const struct api_call *c, struct api_usage *ret);
  * left out before api_call_done. */
 void api_put_account(const struct api_call *c, struct buf *out);
 
-/* ---- small answers ------------------------------------------------------------------------------
- */
+/* ---- small answers -------------------------------------------------------------------------- */
 
 /* {"error":{...}}; type and code follow from the code, status too. */
 void api_put_error(struct buf *out, const struct err *e);

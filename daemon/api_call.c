@@ -8,8 +8,7 @@
 
 #include "daemon/api_field.h"
 
-/* ---- names -------------------------------------------------------------------------------------
- */
+/* ---- names ---------------------------------------------------------------------------------- */
 
 /* Unguessable enough to be unique across restarts; the counter makes it unique within one. */
 static uint64_t fresh_bits(void)
@@ -28,8 +27,7 @@ static void name_call(struct api_call *c)
     c->created_s = clock_wall_ms() / 1000;
 }
 
-/* ---- open --------------------------------------------------------------------------------------
- */
+/* ---- open ----------------------------------------------------------------------------------- */
 
 static enum err_code check_prompts(const struct api_call *c, struct err *e)
 {
@@ -82,8 +80,7 @@ void api_call_close(struct api_call **c)
     free(gone);
 }
 
-/* ---- sampling: the client's word, else the configuration's, else the house's -------------------
- */
+/* ---- sampling: the client's word, else the configuration's, else the house's ---------------- */
 
 static void set_real(float *to, double client, double configured)
 {
@@ -138,8 +135,7 @@ static void fill_sampling(const struct api_call *c, const struct conf_expert *co
         s->seed = d->seed >= 0 ? (uint64_t)d->seed : fresh_bits();
 }
 
-/* ---- requests ----------------------------------------------------------------------------------
- */
+/* ---- requests ------------------------------------------------------------------------------- */
 
 static enum err_code check_context(const struct api_call *c, size_t tokens, uint32_t context,
                                    struct err *e)
@@ -227,8 +223,7 @@ enum err_code api_call_prepare(struct api_call *c, struct router_scratch *scratc
     return ERR_OK;
 }
 
-/* ---- running -----------------------------------------------------------------------------------
- */
+/* ---- running -------------------------------------------------------------------------------- */
 
 enum err_code api_call_submit(struct api_call *c, void (*notify)(struct request *r), void *owner,
                               uint32_t *ret_retry_after_s, struct err *e)

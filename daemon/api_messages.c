@@ -85,8 +85,7 @@ static enum err_code parse_content(const json_t *message, const char *role, size
     return field_bad_type(e, path, "a string or an array of parts", content);
 }
 
-/* ---- tool calls of the assistant --------------------------------------------------------------
- */
+/* ---- tool calls of the assistant ------------------------------------------------------------ */
 
 /* The API carries arguments as JSON text; templates print an object. Text that is no object stays.
  */
@@ -148,8 +147,7 @@ static enum err_code parse_tool_calls(const json_t *message, size_t idx, json_t 
     return code;
 }
 
-/* ---- messages -----------------------------------------------------------------------------------
- */
+/* ---- messages ------------------------------------------------------------------------------- */
 
 static enum err_code parse_role(const json_t *message, size_t idx, const char **ret, struct err *e)
 {

@@ -50,8 +50,7 @@ static enum err_code check_length(const struct api_call *c, size_t bytes, struct
                          expert_info(c->expert)->name, serving->context, param, bytes, least);
 }
 
-/* ---- rendering ---------------------------------------------------------------------------------
- */
+/* ---- rendering ------------------------------------------------------------------------------ */
 
 struct render {
     json_t *messages, *tools; /* owned; marked where the guard says so */
@@ -210,8 +209,7 @@ enum err_code api_chat_tokens(struct api_call *c, struct token_list *ret, struct
     return code;
 }
 
-/* ---- plain prompts -----------------------------------------------------------------------------
- */
+/* ---- plain prompts -------------------------------------------------------------------------- */
 
 static bool is_token_array(const json_t *v)
 {

@@ -53,8 +53,7 @@ void metrics_close(struct metrics **mp)
     free(m);
 }
 
-/* ---- counting ----------------------------------------------------------------------------------
- */
+/* ---- counting ------------------------------------------------------------------------------- */
 
 static void count_status(struct expert_metrics *x, int status)
 {
