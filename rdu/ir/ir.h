@@ -50,9 +50,9 @@ struct ir_shape {
     X(NEG, 1) X(ABS, 1) X(SQRT, 1) X(EXP, 1) X(TANH, 1) X(RINT, 1) X(TO_F32, 1) X(TO_I32, 1)       \
     X(CLAMP, 1)        /* i32 into [0, imm), imm a size: what makes a gathered index safe */       \
     X(LT, 2) X(LE, 2) X(EQ, 2) X(AND, 2) X(OR, 2) X(NOT, 1) X(SELECT, 3)                           \
-    X(LOAD, 3)         /* imm-th operand at 1, 2 (row, flat column) or 3 indices */         \
+    X(LOAD, 3)         /* imm-th operand at 1, 2 (row, flat column) or 3 indices */                \
     X(WEIGHT_F32, 2)   /* imm: slot; row, column -> dequantised */                                 \
-    X(VECTOR, 1)       /* imm: slot of one row, stored as plain f32; column */              \
+    X(VECTOR, 1)       /* imm: slot of one row, stored as plain f32; column */                     \
     X(WEIGHT_Q, 2)     /* row, column -> stored integer, times its scale per 16 if it has one */   \
     X(WEIGHT_D, 2)     /* row, block of 32 -> scale of the run */                                  \
     X(WEIGHT_M, 2)     /* row, half run of 16 -> its minimum */                                    \

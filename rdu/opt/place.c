@@ -13,6 +13,7 @@ struct place {
     uint32_t section;
     const struct opt_section *s;
     uint32_t *storage;  /* [nodes] buffer id */
+    bool *many;         /* [nodes] may exist once per host thread, see is_many */
     uint32_t *last_use; /* [nodes] number of the last cluster that reads it, clusters.count for the
                            result */
     uint32_t final;     /* RDU_BUF_X or RDU_BUF_LOGITS */
@@ -167,20 +168,35 @@ static bool in_final(struct place *c, const struct rdu_launch *l, uint32_t node,
     return x_is_free(c, l, i);
 }
 
+/* In small steps every host thread makes its own copy of what row-wise launches compute from x
+ * alone (node/run.c, is_broadcast). Such values have no one place to be changed in. */
+static bool is_many(const struct place *c, const struct rdu_launch *l)
+{
+    bool row_wise = l->kernel == RDU_KERNEL_NORM || l->kernel == RDU_KERNEL_QUANTIZE ||
+                    l->kernel == RDU_KERNEL_TAKE_OUTS;
+    return row_wise && (c->storage[l->in[0]] == RDU_BUF_X || c->many[l->in[0]]);
+}
+
+/* May launch i change the value where it lies? Its own buffer, one copy, and no later reader. */
+static bool may_change(const struct place *c, uint32_t node, uint32_t i)
+{
+    return c->storage[node] < c->p->bufs_count && !c->many[node] && c->last_use[node] == i;
+}
+
 /* Storage of the value `node` that launch i makes (not in place). */
 static void store(struct place *c, const struct rdu_launch *l, uint32_t node, uint32_t i,
                   const char *name, const char *part)
 {
     uint32_t from = l->in[0];
     const struct ir_shape *shape = &c->g->nodes[node].key.shape;
-    if (shape->elem == IR_ELEM_F32 && in_final(c, l, node, i)) {
+    c->many[node] = from != IR_NONE && is_many(c, l);
+    if (shape->elem == IR_ELEM_F32 && !c->many[node] && in_final(c, l, node, i)) {
         c->storage[node] = c->final;
         if (c->final == RDU_BUF_X)
             c->in_x = node;
         return;
     }
-    if (is_elementwise(l->kernel) && node == l->out[0] && c->last_use[from] == i &&
-        c->storage[from] < c->p->bufs_count &&
+    if (is_elementwise(l->kernel) && node == l->out[0] && may_change(c, from, i) &&
         ir_shape_same_rows(shape, &c->g->nodes[from].key.shape)) {
         c->storage[node] = c->storage[from];
         return;
@@ -228,7 +244,7 @@ static void push_copy(struct place *c, uint32_t node, uint32_t to)
 static void in_place(struct place *c, uint32_t from, uint32_t to, uint32_t i, const char *name,
                      const char *part)
 {
-    if (c->storage[from] < c->p->bufs_count && c->last_use[from] == i) {
+    if (may_change(c, from, i)) {
         c->storage[to] = c->storage[from];
         return;
     }
@@ -255,8 +271,8 @@ static void place_residual(struct place *c, const struct opt_cluster *k, uint32_
 {
     struct rdu_launch l = k->l;
     uint32_t a = k->residual, at = c->storage[a];
-    bool own = at == RDU_BUF_X || at < c->p->bufs_count;
-    if (own && c->last_use[a] == i && l.in[0] != a) {
+    bool in_x = at == RDU_BUF_X && c->last_use[a] == i;
+    if ((in_x || may_change(c, a, i)) && l.in[0] != a) {
         c->storage[l.out[0]] = at;
         if (at == RDU_BUF_X)
             c->in_x = l.out[0];
@@ -321,6 +337,7 @@ void opt_buffers(struct rdu_program *p, uint32_t section, const struct opt_secti
     c.final = section == RDU_SECTION_HEAD ? RDU_BUF_LOGITS : RDU_BUF_X;
     c.storage = mem_array(g->count, sizeof(*c.storage));
     c.last_use = mem_array(g->count, sizeof(*c.last_use));
+    c.many = mem_array(g->count, sizeof(*c.many));
     for (uint32_t i = 0; i < g->count; i++)
         c.storage[i] = RDU_BUF_NONE;
     if (section != RDU_SECTION_EMBED) {
@@ -334,6 +351,7 @@ void opt_buffers(struct rdu_program *p, uint32_t section, const struct opt_secti
     opt_place(p, section, from);
     free(c.storage);
     free(c.last_use);
+    free(c.many);
 }
 
 /* ---- offsets --------------------------------------------------------------------------------- */

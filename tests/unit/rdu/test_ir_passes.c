@@ -14,7 +14,7 @@
 #include "tests/unit/rdu/ir_model.h"
 
 #define W 48
-#define T 6
+#define T 6 /* tokens of the large steps */
 
 /* ---- random bodies --------------------------------------------------------------------------- */
 
@@ -284,6 +284,7 @@ struct setup {
     void *page[1];
     void **pages[1];
     size_t page_bytes;
+    uint32_t tokens; /* 6, or 3: the node runs small steps another way */
 };
 
 static void setup_open(struct setup *s, const struct rdu_program *p, uint64_t seed)
@@ -312,16 +313,18 @@ static void setup_open(struct setup *s, const struct rdu_program *p, uint64_t se
     s->page_bytes = rdu_kv_page_bytes(RDU_KV_F16, 2, 3, 16, 64);
     s->page[0] = arena_alloc(&s->memory, s->page_bytes);
     s->pages[0] = s->page;
+    s->tokens = seed % 3 == 0 ? T / 2 : T;
 }
 
-/* Logits of T tokens through two layers, outs 2 of them. node NULL = interpreter. */
+/* Logits of the tokens through two layers, outs 2 of them. node NULL = interpreter. */
 static void setup_run(struct setup *s, const struct rdu_program *p, struct rdu_node *node,
                       float *logits)
 {
     static const int32_t tokens[T] = {3, 1, 4, 1, 5, 22};
-    static const uint32_t pos[T] = {0, 1, 2, 3, 4, 5}, seq[T] = {0}, outs[2] = {1, 5};
+    static const uint32_t pos[T] = {0, 1, 2, 3, 4, 5}, seq[T] = {0};
+    const uint32_t outs[2] = {1, s->tokens - 1};
     float *x = aligned_alloc(64, T * W * sizeof(float));
-    struct rdu_args a = {.n_tokens = T,
+    struct rdu_args a = {.n_tokens = s->tokens,
                          .n_outs = 2,
                          .n_layers = 2,
                          .tokens = tokens,
@@ -338,7 +341,7 @@ static void setup_run(struct setup *s, const struct rdu_program *p, struct rdu_n
     memset(s->page[0], 0, s->page_bytes);
     if (node) {
         struct err e = {0};
-        if (rdu_node_prepare(node, p, T, 2, &e) != ERR_OK)
+        if (rdu_node_prepare(node, p, s->tokens, 2, &e) != ERR_OK)
             fail_msg("prepare: %s", e.msg);
         rdu_node_run(node, p, &a, 0, 4);
     } else {

@@ -133,8 +133,10 @@ static void the_result_ends_in_x(void **state)
     if (rdu_program_open(&g, &o, &p, &e) != ERR_OK)
         fail_msg("%s", e.msg);
     assert_int_equal(p->section[RDU_SECTION_LAYER].count, 0);
-    assert_int_equal(p->section[RDU_SECTION_HEAD].count, 1);
-    assert_int_equal(p->section[RDU_SECTION_HEAD].launches[0].out[0], RDU_BUF_LOGITS);
+    /* Every thread may make its own rows of x: they are copied to the one place of the logits. */
+    assert_int_equal(p->section[RDU_SECTION_HEAD].count, 2);
+    assert_int_equal(p->section[RDU_SECTION_HEAD].launches[1].kernel, RDU_KERNEL_SCALE);
+    assert_int_equal(p->section[RDU_SECTION_HEAD].launches[1].out[0], RDU_BUF_LOGITS);
     rdu_program_close(&p);
 }
 
