@@ -6,6 +6,7 @@
 #include "conf/conf.h"
 #include "daemon/cli.h"
 #include "daemon/commands.h"
+#include "daemon/json_print.h"
 #include "experts/experts.h"
 
 #define MORE "\nSee 'switchyard experts --help' for the other verbs."
@@ -23,21 +24,13 @@ static enum err_code open_store(const char *dir, enum memtier_access access, str
     return code;
 }
 
-static void print_json(json_t *j)
-{
-    char *text = json_dumps(j, JSON_COMPACT);
-    puts(text);
-    free(text);
-    json_decref(j);
-}
-
 /* ---- add ----------------------------------------------------------------------------------------------- */
 
 static void report_add(const struct expert_add_options *add, const struct expert_add_report *r, bool json)
 {
     char written[32], shared[32];
     if (json) {
-        print_json(json_pack("{s:s,s:I,s:I,s:I,s:i,s:i}", "name", add->name, "bytes_read",
+        json_print_line(json_pack("{s:s,s:I,s:I,s:I,s:i,s:i}", "name", add->name, "bytes_read",
                              (json_int_t)r->bytes_read, "bytes_written", (json_int_t)r->bytes_written,
                              "bytes_shared", (json_int_t)r->bytes_shared, "segments", (int)r->segments,
                              "segments_shared", (int)r->segments_shared));
@@ -160,7 +153,7 @@ static int verb_list(int argc, char **argv)
         code = experts_list(store, &list, &count, &e);
     if (code == ERR_OK && json)
         for (size_t i = 0; i < count; i++)
-            print_json(info_json(&list[i]));
+            json_print_line(info_json(&list[i]));
     else if (code == ERR_OK)
         print_list(list, count);
     if (list)
@@ -202,7 +195,7 @@ static int verb_verify(int argc, char **argv)
         return cli_refuse("experts verify", &e);
     char bytes[32];
     if (json)
-        print_json(json_pack("{s:I,s:I,s:I,s:s}", "segments", (json_int_t)r.segments, "bytes",
+        json_print_line(json_pack("{s:I,s:I,s:I,s:s}", "segments", (json_int_t)r.segments, "bytes",
                              (json_int_t)r.bytes, "bad", (json_int_t)r.bad, "first_bad", r.first_bad));
     else
         printf("%llu segments, %s, %llu bad%s%s\n", (unsigned long long)r.segments,
@@ -238,7 +231,7 @@ static int verb_gc(int argc, char **argv)
         return cli_refuse("experts gc", &e);
     char bytes[32];
     if (json)
-        print_json(json_pack("{s:I,s:I}", "files_removed", (json_int_t)r.files_removed, "bytes_removed",
+        json_print_line(json_pack("{s:I,s:I}", "files_removed", (json_int_t)r.files_removed, "bytes_removed",
                              (json_int_t)r.bytes_removed));
     else
         printf("%llu files removed, %s freed\n", (unsigned long long)r.files_removed,

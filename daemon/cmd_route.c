@@ -7,6 +7,7 @@
 #include "conf/conf.h"
 #include "daemon/cli.h"
 #include "daemon/commands.h"
+#include "daemon/json_print.h"
 #include "router/router.h"
 
 #define HEAD_HELP "the head (default: router.head of the configuration)"
@@ -24,14 +25,6 @@ static enum err_code open_head(const char *path, struct router_head **ret, struc
     return code;
 }
 
-static void print_json(json_t *j)
-{
-    char *text = json_dumps(j, JSON_COMPACT);
-    puts(text);
-    free(text);
-    json_decref(j);
-}
-
 /* ---- one decision ----------------------------------------------------------------------------------------- */
 
 static void print_decision(const struct router_head *h, const struct router_decision *d, const float *scores,
@@ -44,7 +37,7 @@ static void print_decision(const struct router_head *h, const struct router_deci
             json_object_set_new(all, router_head_label(h, i), json_real((double)scores[i]));
         for (size_t i = 0; i < ev_count; i++)
             json_array_append_new(why, json_pack("{s:s,s:f}", "ngram", ev[i].ngram, "weight", ev[i].weight));
-        print_json(json_pack("{s:s,s:f,s:s,s:s,s:f,s:o,s:o}", "expert", d->label, "confidence", d->confidence,
+        json_print_line(json_pack("{s:s,s:f,s:s,s:s,s:f,s:o,s:o}", "expert", d->label, "confidence", d->confidence,
                              "reason", router_reason_name(d->reason), "best",
                              d->best_idx >= 0 ? router_head_label(h, (size_t)d->best_idx) : "", "us",
                              (double)ns / 1000, "scores", all, "evidence", why));
@@ -88,7 +81,7 @@ static int verb_text(int argc, char **argv)
         return cli_refuse("route", &e);
     struct router_scratch *s = router_scratch_open(h);
     struct router_turn turn = {text, strlen(text)};
-    struct router_options opt = {.threshold = NAN, .generalist_idx = -1};
+    struct router_options opt = {.threshold = (double)NAN, .generalist_idx = -1};
     struct router_decision d;
     struct router_evidence ev[ROUTER_REASONS_MAX];
     float *scores = mem_array(router_head_labels(h), sizeof(*scores));
@@ -109,7 +102,7 @@ static int verb_text(int argc, char **argv)
 static void print_training(const struct router_train_report *r, const char *out, bool json)
 {
     if (json) {
-        print_json(json_pack("{s:s,s:I,s:I,s:I,s:I,s:f,s:f,s:f,s:f,s:f,s:f}", "head", out, "rows",
+        json_print_line(json_pack("{s:s,s:I,s:I,s:I,s:I,s:f,s:f,s:f,s:f,s:f,s:f}", "head", out, "rows",
                              (json_int_t)r->rows, "labels", (json_int_t)r->labels, "features",
                              (json_int_t)r->features, "bytes", (json_int_t)r->head_bytes, "train_accuracy",
                              r->train_accuracy, "val_accuracy", r->val_accuracy, "temperature",
@@ -196,7 +189,7 @@ static void print_eval_json(const struct router_head *h, const struct router_eva
     for (size_t i = 0; i < BASE_COUNT(r->coverage_curve) - 1; i++)
         json_array_append_new(curve, json_pack("[f,o]", 1 - (double)i * 0.05,
                                                real_or_null(r->coverage_curve[i])));
-    print_json(json_pack("{s:I,s:f,s:f,s:f,s:f,s:f,s:f,s:f,s:f,s:f,s:f,s:o,s:o,s:o}", "n", (json_int_t)r->n,
+    json_print_line(json_pack("{s:I,s:f,s:f,s:f,s:f,s:f,s:f,s:f,s:f,s:f,s:f,s:o,s:o,s:o}", "n", (json_int_t)r->n,
                          "accuracy", r->accuracy, "macro_f1", r->macro_f1, "ece", r->ece, "abstained",
                          r->abstained, "coverage", r->coverage, "latency_us_p50", r->latency_us_p50,
                          "latency_us_p99", r->latency_us_p99, "expert_to_general", r->expert_to_general,
@@ -236,7 +229,7 @@ static int verb_eval(int argc, char **argv)
     struct router_head *h = NULL;
     struct router_data data = {0};
     struct router_eval_report r = {0};
-    struct router_options opt = {.threshold = NAN, .generalist_idx = -1};
+    struct router_options opt = {.threshold = (double)NAN, .generalist_idx = -1};
     struct err e = {0};
     enum err_code code = open_head(head_path, &h, &e);
     if (code == ERR_OK)
