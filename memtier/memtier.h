@@ -129,6 +129,8 @@ const char *memtier_loader_text(const struct memtier *m);
 /* Every segment of the store gets an index at open; UINT32_MAX = unknown hash. */
 uint32_t memtier_find(const struct memtier *m, struct hash128 hash);
 uint64_t memtier_segment_bytes(const struct memtier *m, uint32_t seg);
+/* What a segment or page of so many bytes takes of the budget: room is given out in larger pieces. Pure. */
+uint64_t memtier_footprint(uint64_t bytes);
 
 /* A lease pins an ordered list of segments: all or none. Resident ones are pinned at once, the
  * others are queued to the loader in the order given (a segment listed twice counts once); one load

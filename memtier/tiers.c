@@ -118,6 +118,11 @@ uint64_t memtier_segment_bytes(const struct memtier *m, uint32_t seg)
     return m->segs[seg]->bytes;
 }
 
+uint64_t memtier_footprint(uint64_t bytes)
+{
+    return (uint64_t)pool_granules(store_padded(bytes)) * POOL_GRANULE;
+}
+
 enum memtier_tier memtier_where(const struct memtier *m, uint32_t seg)
 {
     if (seg >= m->segs_count)
