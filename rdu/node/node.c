@@ -85,10 +85,10 @@ enum err_code rdu_node_open(const struct rdu_node_options *opt, struct rdu_node 
         w->thread_idx = i;
         char name[16];
         snprintf(name, sizeof(name), "socket-%u", i);
-        if (i > 0) /* the caller is worker 0 */
+        if (i > 0) { /* the caller is worker 0 */
             code = thread_start(&w->thread, name, worker_main, w, e);
-        if (code != ERR_OK)
-            n->opt.threads = i; /* close joins only those that run */
+            n->started += code == ERR_OK;
+        }
     }
     if (code != ERR_OK) {
         rdu_node_close(&n);
@@ -98,9 +98,9 @@ enum err_code rdu_node_open(const struct rdu_node_options *opt, struct rdu_node 
     return ERR_OK;
 }
 
-static void worker_free(struct rdu_node *n, struct node_worker *w)
+static void worker_free(struct node_worker *w, size_t local_bytes)
 {
-    scratch_unmap(w->local_arena, n->local_bytes);
+    scratch_unmap(w->local_arena, local_bytes);
     free(w->delta_u);
     free(w->delta_v);
     free(w->delta_y);
@@ -116,10 +116,10 @@ void rdu_node_close(struct rdu_node **np)
         return;
     atomic_store(&n->stop, true);
     node_gate_publish(&n->job, atomic_load(&n->job.value) + 1);
-    for (uint32_t i = 1; i < n->opt.threads; i++)
+    for (uint32_t i = 1; i <= n->started; i++)
         thread_join(n->worker[i].thread);
     for (uint32_t i = 0; i < NODE_SOCKETS_MAX; i++)
-        worker_free(n, &n->worker[i]);
+        worker_free(&n->worker[i], n->local_bytes);
     scratch_unmap(n->arena, n->arena_bytes);
     free(n);
     *np = NULL;
@@ -175,14 +175,47 @@ static float *floats_alloc(size_t count)
     return p;
 }
 
-static bool worker_alloc(struct rdu_node *n, struct node_worker *w)
+/* The four buffers of one worker, in sizes that suit every program prepared so far and the new one. */
+struct worker_sizes {
+    size_t local_bytes;
+    uint32_t tile_rows, attn_floats;
+};
+
+static bool worker_alloc(struct node_worker *w, const struct worker_sizes *z)
 {
-    w->local_arena = scratch_map(n->local_bytes);
+    w->local_arena = scratch_map(z->local_bytes);
     w->delta_u = floats_alloc((size_t)NODE_TILE * NODE_RANK_MAX);
-    w->delta_v = floats_alloc((size_t)NODE_TILE * n->tile_rows);
-    w->delta_y = floats_alloc((size_t)NODE_TILE * n->tile_rows);
-    w->attn_state = floats_alloc(n->attn_floats + 16);
+    w->delta_v = floats_alloc((size_t)NODE_TILE * z->tile_rows);
+    w->delta_y = floats_alloc((size_t)NODE_TILE * z->tile_rows);
+    w->attn_state = floats_alloc(z->attn_floats + 16);
     return w->local_arena && w->delta_u && w->delta_v && w->delta_y && w->attn_state;
+}
+
+/* New buffers for all workers or, if there is no memory, the old ones stay: programs prepared before this
+ * one still run in them. */
+static enum err_code grow_workers(struct rdu_node *n, const struct worker_sizes *z, struct err *e)
+{
+    struct node_worker fresh[NODE_SOCKETS_MAX] = {0};
+    for (uint32_t i = 0; i < n->opt.threads; i++) {
+        if (worker_alloc(&fresh[i], z))
+            continue;
+        for (uint32_t k = 0; k <= i; k++)
+            worker_free(&fresh[k], z->local_bytes);
+        return err_set(e, ERR_NO_MEMORY, "cannot allocate scratch of socket thread %u", i);
+    }
+    for (uint32_t i = 0; i < n->opt.threads; i++) {
+        struct node_worker *w = &n->worker[i];
+        worker_free(w, n->local_bytes);
+        w->local_arena = fresh[i].local_arena;
+        w->delta_u = fresh[i].delta_u;
+        w->delta_v = fresh[i].delta_v;
+        w->delta_y = fresh[i].delta_y;
+        w->attn_state = fresh[i].attn_state;
+    }
+    n->local_bytes = z->local_bytes;
+    n->tile_rows = z->tile_rows;
+    n->attn_floats = z->attn_floats;
+    return ERR_OK;
 }
 
 enum err_code rdu_node_prepare(struct rdu_node *n, const struct rdu_program *p, uint32_t n_tokens,
@@ -202,18 +235,12 @@ enum err_code rdu_node_prepare(struct rdu_node *n, const struct rdu_program *p, 
         n->arena_bytes = arena;
     }
     uint32_t tile_rows = (widest_rows(&p->layer_slots, 0) + 15u) & ~15u;
-    uint32_t attn = attention_floats(p);
-    if (local <= n->local_bytes && tile_rows <= n->tile_rows && attn <= n->attn_floats)
+    struct worker_sizes z = {.local_bytes = BASE_MAX(local, n->local_bytes),
+                             .tile_rows = BASE_MAX(tile_rows, n->tile_rows),
+                             .attn_floats = BASE_MAX(attention_floats(p), n->attn_floats)};
+    if (z.local_bytes == n->local_bytes && z.tile_rows == n->tile_rows && z.attn_floats == n->attn_floats)
         return ERR_OK;
-    for (uint32_t i = 0; i < n->opt.threads; i++)
-        worker_free(n, &n->worker[i]);
-    n->local_bytes = BASE_MAX(local, n->local_bytes);
-    n->tile_rows = BASE_MAX(tile_rows, n->tile_rows);
-    n->attn_floats = BASE_MAX(attn, n->attn_floats);
-    for (uint32_t i = 0; i < n->opt.threads; i++)
-        if (!worker_alloc(n, &n->worker[i]))
-            return err_set(e, ERR_NO_MEMORY, "cannot allocate scratch of socket thread %u", i);
-    return ERR_OK;
+    return grow_workers(n, &z, e);
 }
 
 static void count_run(struct rdu_node *n, uint64_t start_ns)

@@ -32,14 +32,14 @@ struct node_worker {
     uint32_t thread_idx;
     pthread_t thread;
     char *local_arena;   /* laid out as the shared arena, for at most NODE_LOCAL_TOKENS rows */
-    float *delta_u;      /* [NODE_TILE, rank rounded up to 16] */
+    float *delta_u;      /* [NODE_TILE, NODE_RANK_MAX] */
     float *delta_v;      /* [NODE_TILE, tile_rows] */
     float *delta_y;      /* [NODE_TILE, tile_rows] */
     float *attn_state;   /* m, l [heads], o [heads, head_dim] */
 };
 #define NODE_TILE 16
 #define NODE_LOCAL_TOKENS 4
-#define NODE_RANK_MAX 256
+#define NODE_RANK_MAX 4096 /* what an import accepts at most (experts/set_plan.c) */
 
 struct rdu_node {
     struct rdu_node_options opt;
@@ -48,6 +48,7 @@ struct rdu_node {
     struct node_barrier barrier;
     struct node_gate job;       /* bumped for each run; UINT32_MAX - reserved for none */
     atomic_bool stop;
+    uint32_t started;           /* worker threads that run; the caller is none of them */
 
     /* The run in progress: written by the caller before `job` is bumped, read by all until the end. */
     const struct rdu_program *program;
