@@ -8,6 +8,22 @@
 /* Rows of logits that a step holds at least (steps_open). */
 #define EVAL_CHUNK 32
 
+/* What does not fit now may fit when the loader is through: copies to ddr still read their source. */
+static enum err_code open_patiently(struct experts *x, const struct step_item *item, bool all_outs,
+                                    struct expert_step **ret, struct err *e)
+{
+    for (;;) {
+        struct memtier_stats st;
+        enum err_code code = step_open_eval(x, item, 1, all_outs, ret, e);
+        memtier_stats(x->opt.memtier, &st);
+        if (code != ERR_BUSY || st.jobs_out == 0)
+            return code;
+        struct pollfd fd = {.fd = memtier_fd(x->opt.memtier), .events = POLLIN};
+        poll(&fd, 1, 100);
+        memtier_poll(x->opt.memtier);
+    }
+}
+
 static enum err_code run_to_end(struct experts *x, struct expert_step *step, struct err *e)
 {
     for (;;) {
@@ -29,7 +45,7 @@ static enum err_code run_chunk(struct experts *x, struct sequence *seq, uint32_t
     size_t vocab = rdu_program_vocab(seq->expert->base->program);
     bool last = sequence_pending(seq) == n;
     bool want_all = all && logits;
-    enum err_code code = step_open_eval(x, &item, 1, want_all, &step, e);
+    enum err_code code = open_patiently(x, &item, want_all, &step, e);
     if (code != ERR_OK)
         return code;
     code = run_to_end(x, step, e);
@@ -48,7 +64,7 @@ enum err_code experts_logits(struct experts *x, struct expert *ex, const int32_t
     struct sequence_options opt = {.expert = ex, .tokens = tokens, .tokens_count = count};
     sampling_init(&opt.sampling);
     enum err_code code = sequence_open(x, &opt, &seq, e);
-    uint32_t most = all ? EVAL_CHUNK : x->opt.max_step_tokens;
+    uint32_t most = all ? BASE_MIN(EVAL_CHUNK, x->opt.max_step_tokens) : x->opt.max_step_tokens;
     chunk = chunk == 0 ? most : BASE_MIN(chunk, most);
     while (code == ERR_OK && sequence_pending(seq) > 0) {
         uint32_t n = (uint32_t)BASE_MIN(sequence_pending(seq), chunk);

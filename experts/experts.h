@@ -228,6 +228,7 @@ bool expert_ok(const struct expert *ex, struct err *e); /* false: why it cannot 
 /* The segments an expert needs, in load order; the array belongs to the expert. */
 const uint32_t *expert_segments(const struct expert *ex, size_t *ret_count);
 uint64_t expert_bytes(const struct expert *ex);       /* of those segments, shared ones included */
+uint64_t expert_footprint(const struct expert *ex);   /* what they take of the hbm budget: a little more */
 /* The leading ones of expert_segments that are its adapters' (0 for a full model). */
 size_t expert_adapter_segments(const struct expert *ex);
 

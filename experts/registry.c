@@ -209,7 +209,14 @@ static void adapter_free(struct adapter *a)
     free(a);
 }
 
-static void bind_deltas(struct adapter *a)
+/* The import checked the adapter against its base, but a base can be replaced under its name. */
+static bool delta_fits(const struct set_tensor *a, const struct set_tensor *b,
+                       const struct rdu_slot_info *slot)
+{
+    return a->cols == slot->cols && b->rows == slot->rows && a->rows == b->cols;
+}
+
+static enum err_code bind_deltas(struct adapter *a, struct err *e)
 {
     const struct rdu_program *p = a->base->program;
     uint32_t per_layer = rdu_program_slots(p, RDU_SECTION_LAYER);
@@ -222,10 +229,14 @@ static void bind_deltas(struct adapter *a)
         float scale;
         if (!set_find_delta(a->set, (int32_t)(i / per_layer), slot->name, &a->a[i], &a->b[i], &scale))
             continue;
+        if (!delta_fits(a->a[i], a->b[i], slot))
+            return err_set(e, ERR_CORRUPT, "%s does not fit %s at layer %u, %s: add the adapter again over "
+                           "this base", a->set_name, a->base->set_name, i / per_layer, slot->name);
         a->deltas[i] = (struct rdu_delta){.a_type = a->a[i]->type, .b_type = a->b[i]->type,
                                           .rank = a->a[i]->rows,
                                           .scale = (float)((double)scale * a->expert_scale)};
     }
+    return ERR_OK;
 }
 
 static enum err_code adapter_open(struct experts *x, struct base *base, const char *set_name, double scale,
@@ -249,13 +260,15 @@ static enum err_code adapter_open(struct experts *x, struct base *base, const ch
         code = err_set(e, ERR_CORRUPT, "%s is a model, not an adapter", set_name);
     if (code == ERR_OK)
         code = find_segments(x, o, &segs, e);
+    if (code == ERR_OK)
+        code = bind_deltas(a, e);
     if (code != ERR_OK) {
+        free(segs);
         adapter_free(a);
         return code;
     }
     a->seg = segs[0];
     free(segs);
-    bind_deltas(a);
     a->next = x->adapters;
     x->adapters = a;
     *ret = a;
@@ -272,8 +285,11 @@ static void make_load_order(struct experts *x, struct expert *ex)
         ex->load_order[ex->load_order_count++] = ex->adapters[i]->seg;
     for (uint32_t i = 0; i < set->segments; i++)
         ex->load_order[ex->load_order_count++] = ex->base->segs[i];
-    for (size_t i = 0; i < ex->load_order_count; i++)
-        ex->bytes += memtier_segment_bytes(x->opt.memtier, ex->load_order[i]);
+    for (size_t i = 0; i < ex->load_order_count; i++) {
+        uint64_t bytes = memtier_segment_bytes(x->opt.memtier, ex->load_order[i]);
+        ex->bytes += bytes;
+        ex->footprint += memtier_footprint(bytes);
+    }
 }
 
 static enum err_code find_record(struct experts *x, const char *name, struct expert_record **ret,
@@ -479,6 +495,11 @@ size_t expert_adapter_segments(const struct expert *ex)
 uint64_t expert_bytes(const struct expert *ex)
 {
     return ex->bytes;
+}
+
+uint64_t expert_footprint(const struct expert *ex)
+{
+    return ex->footprint;
 }
 
 const struct rdu_program *expert_program(const struct expert *ex)

@@ -34,7 +34,7 @@ static uint32_t pages_for(const struct experts *x, size_t tokens)
 
 uint64_t experts_kv_bytes(const struct experts *x, const struct expert *ex, size_t tokens)
 {
-    return (uint64_t)pages_for(x, tokens) * page_bytes_of(x, ex);
+    return pages_for(x, tokens) * memtier_footprint(page_bytes_of(x, ex));
 }
 
 enum err_code experts_check_fit(const struct experts *x, const struct expert *ex, size_t prompt_tokens,
@@ -49,12 +49,12 @@ enum err_code experts_check_fit(const struct experts *x, const struct expert *ex
                        prompt_tokens, max_tokens, expert_context(ex));
     uint64_t kv = experts_kv_bytes(x, ex, need);
     memtier_stats(x->opt.memtier, &st);
-    if (kv + expert_bytes(ex) <= st.hbm_budget)
+    if (kv + expert_footprint(ex) <= st.hbm_budget)
         return ERR_OK;
     return err_set(e, ERR_NO_MEMORY,
                    "%llu bytes of KV cache and %llu of weights exceed tiers.hbm of %llu bytes; ask for fewer "
                    "tokens or raise the budget",
-                   (unsigned long long)kv, (unsigned long long)expert_bytes(ex),
+                   (unsigned long long)kv, (unsigned long long)expert_footprint(ex),
                    (unsigned long long)st.hbm_budget);
 }
 

@@ -65,7 +65,7 @@ struct expert {
     uint32_t expert_idx;
     uint32_t *load_order;            /* adapters, then the base in load order */
     size_t load_order_count;
-    uint64_t bytes;
+    uint64_t bytes, footprint;       /* of load_order; footprint: what it takes of the hbm budget */
 };
 
 struct experts {
@@ -76,6 +76,8 @@ struct experts {
     struct adapter *adapters;
     struct shape_program *programs;
     struct expert_step *steps;       /* [max_steps] */
+    float *logits;                   /* [max(max_step_items, 32), largest vocabulary]: see step.c */
+    size_t logits_floats;
     uint32_t bases_count;
     struct sampler_scratch *scratch; /* sized for the largest vocabulary */
 };
@@ -118,6 +120,7 @@ void steps_close(struct experts *x);
 /* Open a step that makes logits of every token (all_outs) and samples nothing: eval.c. */
 enum err_code step_open_eval(struct experts *x, const struct step_item *items, size_t count, bool all_outs,
                              struct expert_step **ret, struct err *e) BASE_NODISCARD;
+/* Valid once the step is DONE and until any step is advanced. */
 const float *step_logits(const struct expert_step *s, uint32_t out_idx);
 
 #endif

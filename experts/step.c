@@ -1,7 +1,8 @@
 /* The step: one batch of prefill chunks and decode tokens over one base, as a cursor over stages. It pins
  * all segments it will touch in the order it will touch them and runs as far as they have arrived, so a cold
  * expert starts to compute when its first layer is in. Every table is allocated when the experts open: a
- * step allocates nothing. */
+ * step allocates nothing. Steps have their own hidden states, as a step may stop after any layer, but share
+ * one buffer of logits: the head runs last and its rows are sampled before another step moves. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -21,8 +22,8 @@ struct expert_step {
     void *const **kv_pages;         /* [max_step_items] */
     struct rdu_token_group *groups; /* [max_step_items] */
     struct adapter **adapters;      /* [max_step_items * SERVE_ADAPTERS_MAX], distinct */
-    float *x, *logits;
-    size_t x_floats, logits_floats, logits_stride;
+    float *x;
+    size_t logits_stride;
 
     uint32_t *segs;                 /* load order of this step */
     size_t segs_count, segs_cap;
@@ -38,13 +39,14 @@ struct expert_step {
 
 /* ---- tables ------------------------------------------------------------------------------------------ */
 
-static float *map_floats(size_t count)
+/* Not touched here: 256 rows of a vocabulary of 256,000 take memory only where they are used. */
+static float *map_floats(size_t rows, size_t width)
 {
-    size_t bytes = (count * sizeof(float) + 63) & ~(size_t)63;
-    float *p = aligned_alloc(64, bytes);
-    if (p)
-        memset(p, 0, bytes);
-    return p;
+    size_t bytes;
+    if (!size_mul(rows, width, &bytes) || !size_mul(bytes, sizeof(float), &bytes) ||
+        !size_add(bytes, 63, &bytes))
+        return NULL;
+    return aligned_alloc(64, bytes & ~(size_t)63);
 }
 
 static void step_free(struct expert_step *s)
@@ -60,7 +62,6 @@ static void step_free(struct expert_step *s)
     free(s->groups);
     free(s->adapters);
     free(s->x);
-    free(s->logits);
     free(s->segs);
     free(s->run_seen);
 }
@@ -101,13 +102,19 @@ static enum err_code step_alloc(struct experts *x, struct expert_step *s, const 
     s->segs = mem_array(s->segs_cap, sizeof(*s->segs));
     s->run_seen_cap = m->runs;
     s->run_seen = mem_array(m->runs, 1);
-    s->x_floats = tokens * m->x_width;
-    s->logits_floats = BASE_MAX(items, 32) * m->vocab;
-    s->x = map_floats(s->x_floats);
-    s->logits = map_floats(s->logits_floats);
-    if (s->x == NULL || s->logits == NULL)
-        return err_set(e, ERR_NO_MEMORY, "cannot allocate %zu floats for the steps' logits",
-                       s->logits_floats);
+    s->x = map_floats(tokens, m->x_width);
+    if (s->x == NULL)
+        return err_set(e, ERR_NO_MEMORY, "cannot allocate the hidden states of %zu tokens", tokens);
+    return ERR_OK;
+}
+
+static enum err_code logits_alloc(struct experts *x, const struct extents *m, struct err *e)
+{
+    size_t rows = BASE_MAX(x->opt.max_step_items, 32);
+    x->logits_floats = rows * m->vocab;
+    x->logits = map_floats(rows, m->vocab);
+    if (x->logits == NULL)
+        return err_set(e, ERR_NO_MEMORY, "cannot allocate %zu rows of %zu logits", rows, m->vocab);
     return ERR_OK;
 }
 
@@ -121,7 +128,7 @@ enum err_code steps_open(struct experts *x, struct err *e)
             return code;
     }
     x->scratch = sampler_scratch_open((uint32_t)m.vocab);
-    return ERR_OK;
+    return logits_alloc(x, &m, e);
 }
 
 void steps_close(struct experts *x)
@@ -129,7 +136,9 @@ void steps_close(struct experts *x)
     for (uint32_t i = 0; x->steps && i < x->opt.max_steps; i++)
         step_free(&x->steps[i]);
     free(x->steps);
+    free(x->logits);
     x->steps = NULL;
+    x->logits = NULL;
     sampler_scratch_close(&x->scratch);
 }
 
@@ -246,7 +255,7 @@ static void fill_args(struct expert_step *s)
         .kv_type = x->opt.kv_type == EXPERT_KV_F16 ? RDU_KV_F16 : RDU_KV_F32,
         .outs = s->outs, .globals = b->globals, .layers = b->layers, .window = b->window,
         .groups = s->groups, .groups_count = s->groups_count,
-        .x = s->x, .logits = s->logits, .logits_stride = s->logits_stride};
+        .x = s->x, .logits = x->logits, .logits_stride = s->logits_stride};
     s->stages = b->set->shape.layers + (s->n_outs ? 2 : 1);
 }
 
@@ -302,7 +311,7 @@ enum err_code step_open_eval(struct experts *x, const struct step_item *items, s
     }
     make_segs(s);
     fill_args(s);
-    if (s->n_outs * s->logits_stride > s->logits_floats)
+    if (s->n_outs * s->logits_stride > x->logits_floats)
         return err_set(e, ERR_INVALID, "%u rows of logits do not fit a step", s->n_outs);
     s->opened_ns = clock_ns();
     code = memtier_reserve(x->opt.memtier, s->segs, s->segs_count, s->opened_ns, &s->lease, e);
@@ -433,7 +442,7 @@ static void finish(struct expert_step *s)
             continue;
         }
         seq->scratch = s->owner->scratch;
-        int32_t id = sample_token(seq, s->logits + (size_t)s->out_of_item[i] * s->logits_stride, vocab);
+        int32_t id = sample_token(seq, step_logits(s, (uint32_t)s->out_of_item[i]), vocab);
         seq->tokens[seq->tokens_count++] = id;
         seq->ended = tokenizer_is_eog(seq->expert->base->tokenizer, id) && !seq->sampling.ignore_eos;
         seq->hit_limit = sequence_generated(seq) >= seq->max_tokens;
@@ -481,5 +490,5 @@ void expert_step_close(struct expert_step **sp)
 
 const float *step_logits(const struct expert_step *s, uint32_t out_idx)
 {
-    return s->logits + out_idx * s->logits_stride;
+    return s->owner->logits + out_idx * s->logits_stride;
 }
