@@ -1,6 +1,6 @@
 /* From logits to one token: penalties and bias, temperature, top-k, typical, top-p, min-p, one draw. The
  * random state is the sequence's own and moves by one draw per token, so a seed gives the same text alone
- * and in any batch. Candidates are cut with a partial sort: the common top-k 40 of 49,152 costs a scan. */
+ * and in any batch. Candidates are cut with partial sorts: the common top-k 40 of 49,152 costs a scan. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -8,7 +8,7 @@
 #include "experts/serve.h"
 
 struct candidate {
-    float logit, p;
+    float logit, p, surprise;
     int32_t id;
 };
 
@@ -111,19 +111,50 @@ static int32_t argmax(const float *x, uint32_t n)
     return (int32_t)best;
 }
 
-/* Falling by logit, ties by rising id: a total order, so that results do not depend on the sort. */
-static bool before(const struct candidate *a, const struct candidate *b)
+/* A total order, ties by rising id, so that results do not depend on how it is sorted. */
+typedef bool candidate_order(const struct candidate *a, const struct candidate *b);
+
+static bool by_logit(const struct candidate *a, const struct candidate *b)
 {
     return a->logit > b->logit || (a->logit == b->logit && a->id < b->id);
 }
 
-static int by_logit(const void *a, const void *b)
+static bool by_surprise(const struct candidate *a, const struct candidate *b)
 {
-    return before(a, b) ? -1 : 1;
+    return a->surprise < b->surprise || (a->surprise == b->surprise && a->id < b->id);
 }
 
-/* The k best of n candidates to the front, in order: Hoare's selection, then a sort of the k. */
-static void select_top(struct candidate *c, size_t n, size_t k)
+static void swap(struct candidate *c, size_t i, size_t j)
+{
+    struct candidate t = c[i];
+    c[i] = c[j];
+    c[j] = t;
+}
+
+static void sift_down(struct candidate *c, size_t root, size_t n, candidate_order *before)
+{
+    for (size_t child; (child = 2 * root + 1) < n; root = child) {
+        if (child + 1 < n && before(&c[child], &c[child + 1]))
+            child++;
+        if (!before(&c[root], &c[child]))
+            return;
+        swap(c, root, child);
+    }
+}
+
+/* In place: the C library's qsort takes memory for what is longer than a kilobyte. */
+static void sort(struct candidate *c, size_t n, candidate_order *before)
+{
+    for (size_t i = n / 2; i-- > 0;)
+        sift_down(c, i, n, before);
+    for (size_t i = n; i-- > 1;) {
+        swap(c, 0, i);
+        sift_down(c, 0, i, before);
+    }
+}
+
+/* The first k of n candidates to the front, in order: Hoare's selection, then a sort of the k. */
+static void select_first(struct candidate *c, size_t n, size_t k, candidate_order *before)
 {
     ptrdiff_t lo = 0, hi = (ptrdiff_t)n - 1, nth = (ptrdiff_t)k - 1;
     while (lo < hi) {
@@ -134,11 +165,8 @@ static void select_top(struct candidate *c, size_t n, size_t k)
                 i++;
             while (before(&pivot, &c[j]))
                 j--;
-            if (i <= j) {
-                struct candidate t = c[i];
-                c[i++] = c[j];
-                c[j--] = t;
-            }
+            if (i <= j)
+                swap(c, (size_t)i++, (size_t)j--);
         }
         if (nth <= j)
             hi = j;
@@ -147,66 +175,72 @@ static void select_top(struct candidate *c, size_t n, size_t k)
         else
             break;
     }
-    qsort(c, BASE_MIN(k, n), sizeof(*c), by_logit);
+    sort(c, BASE_MIN(k, n), before);
 }
 
-static void softmax(struct candidate *c, size_t n, float temperature)
+static void softmax(struct candidate *c, size_t n, float best, float temperature)
 {
     double sum = 0;
     for (size_t i = 0; i < n; i++) {
-        c[i].p = expf((c[i].logit - c[0].logit) / temperature);
+        c[i].p = expf((c[i].logit - best) / temperature);
         sum += (double)c[i].p;
     }
     for (size_t i = 0; i < n; i++)
         c[i].p = (float)((double)c[i].p / sum);
 }
 
-static int by_surprise(const void *a, const void *b)
+/* How many of the first `sorted` candidates are kept until their mass is reached, or one is below min_p of
+ * the first. `sorted` itself when they do not decide it. */
+static size_t keep_mass(const struct candidate *c, size_t sorted, double mass, float min_p)
 {
-    const struct candidate *x = a, *y = b;
-    if (x->logit != y->logit) /* logit holds |-log p - entropy| here, see keep_typical */
-        return x->logit < y->logit ? -1 : 1;
-    return x->id < y->id ? -1 : 1;
+    double sum = 0;
+    for (size_t i = 0; i < sorted; i++) {
+        if (i > 0 && c[i].p < min_p * c[0].p)
+            return i;
+        sum += (double)c[i].p;
+        if (sum >= mass)
+            return i + 1;
+    }
+    return sorted;
+}
+
+/* The same over all n, of which as few are sorted as decide it: a whole vocabulary takes longer to sort than
+ * a small model takes to compute it. */
+#define SORTED_FIRST 64
+static size_t keep_first(struct candidate *c, size_t n, candidate_order *before, double mass, float min_p)
+{
+    for (size_t k = SORTED_FIRST;; k *= 8) {
+        size_t sorted = BASE_MIN(k, n);
+        select_first(c, n, sorted, before);
+        size_t kept = keep_mass(c, sorted, mass, min_p);
+        if (kept < sorted || sorted == n)
+            return kept;
+    }
 }
 
 /* Locally typical sampling (Meister et al. 2022): keep what is closest to the entropy. */
 static size_t keep_typical(struct candidate *c, size_t n, float mass)
 {
-    float entropy = 0, sum = 0;
+    float entropy = 0;
     for (size_t i = 0; i < n; i++)
         if (c[i].p > 0)
             entropy -= c[i].p * logf(c[i].p);
     for (size_t i = 0; i < n; i++)
-        c[i].logit = fabsf(-logf(BASE_MAX(c[i].p, 1e-30f)) - entropy);
-    qsort(c, n, sizeof(*c), by_surprise);
-    for (size_t i = 0; i < n; i++) {
-        sum += c[i].p;
-        if (sum >= mass)
-            return i + 1;
-    }
-    return n;
+        c[i].surprise = fabsf(-logf(BASE_MAX(c[i].p, 1e-30f)) - entropy);
+    return keep_first(c, n, by_surprise, (double)mass, 0);
 }
 
-/* Falling probabilities: keep the first whose sum reaches top_p and those above min_p of the best. */
-static size_t keep_nucleus(const struct candidate *c, size_t n, float top_p, float min_p)
+static double total_of(const struct candidate *c, size_t n)
 {
     double sum = 0;
-    for (size_t i = 0; i < n; i++) {
-        if (i > 0 && c[i].p < min_p * c[0].p)
-            return i;
+    for (size_t i = 0; i < n; i++)
         sum += (double)c[i].p;
-        if (sum >= (double)top_p)
-            return i + 1;
-    }
-    return n;
+    return sum;
 }
 
 static int32_t draw(struct sequence *s, const struct candidate *c, size_t n)
 {
-    double total = 0, at = rng_f64(&s->rng);
-    for (size_t i = 0; i < n; i++)
-        total += (double)c[i].p;
-    at *= total;
+    double at = rng_f64(&s->rng) * total_of(c, n);
     for (size_t i = 0; i < n; i++) {
         at -= (double)c[i].p;
         if (at < 0)
@@ -215,36 +249,50 @@ static int32_t draw(struct sequence *s, const struct candidate *c, size_t n)
     return c[n - 1].id;
 }
 
+/* Each filter works on what the one before it left, as if that were everything. */
 static int32_t sample_random(struct sequence *s, const float *logits, uint32_t vocab)
 {
     const struct sampling *p = &s->sampling;
     struct candidate *c = s->scratch->candidate;
-    size_t n = 0, keep = p->top_k > 0 && (uint32_t)p->top_k < vocab ? (size_t)p->top_k : vocab;
-    /* Without top-k, what is 20 temperatures below the best has no mass a float could see. */
+    size_t n = 0, top_k = p->top_k > 0 ? (size_t)p->top_k : vocab;
+    /* What is 20 temperatures below the best has no mass a float could see. */
     float best = logits[argmax(logits, vocab)], floor_logit = best - 20 * p->temperature;
     for (uint32_t i = 0; i < vocab; i++)
         if (logits[i] >= floor_logit)
-            c[n++] = (struct candidate){logits[i], 0, (int32_t)i};
-    if (n == 0) /* every logit is -inf or not a number */
+            c[n++] = (struct candidate){.logit = logits[i], .id = (int32_t)i};
+    if (n == 0) /* every logit is not a number */
         return argmax(logits, vocab);
-    keep = BASE_MIN(keep, n);
-    select_top(c, n, keep);
-    n = keep;
-    softmax(c, n, p->temperature);
-    if (p->typical_p < 1 && p->typical_p > 0) {
-        n = keep_typical(c, n, p->typical_p);
-        for (size_t i = 0; i < n; i++)
-            c[i].logit = c[i].p; /* order by probability again */
-        qsort(c, n, sizeof(*c), by_logit);
+    if (top_k < n) {
+        select_first(c, n, top_k, by_logit);
+        n = top_k;
     }
-    n = keep_nucleus(c, n, p->top_p, p->min_p);
+    softmax(c, n, best, p->temperature);
+    if (p->typical_p < 1 && p->typical_p > 0)
+        n = keep_typical(c, n, p->typical_p);
+    if (p->top_p < 1 || p->min_p > 0) {
+        double mass = p->top_p < 1 ? (double)p->top_p * total_of(c, n) : (double)INFINITY;
+        n = keep_first(c, n, by_logit, mass, p->min_p);
+    }
     return draw(s, c, n);
+}
+
+/* The best token after `last` in falling order, ties by rising id; -1 = none. last -1: the best of all. */
+static int32_t next_below(const float *logits, uint32_t vocab, int32_t last)
+{
+    int32_t pick = -1;
+    for (uint32_t i = 0; i < vocab; i++) {
+        if (last >= 0 && !(logits[i] < logits[last] || (logits[i] == logits[last] && (int32_t)i > last)))
+            continue;
+        if (pick < 0 || logits[i] > logits[pick])
+            pick = (int32_t)i;
+    }
+    return pick;
 }
 
 /* Log-probabilities are the model's own (before penalties and temperature), as the API reports them. */
 static void note_logprobs(struct sequence *s, const float *logits, uint32_t vocab, int32_t chosen)
 {
-    uint32_t want = s->logprobs == 255 ? 0 : s->logprobs;
+    uint32_t want = s->logprobs == 255 ? 0 : BASE_MIN(s->logprobs, (uint32_t)BASE_COUNT(s->top));
     float best = logits[argmax(logits, vocab)];
     double sum = 0;
     for (uint32_t i = 0; i < vocab; i++)
@@ -253,17 +301,7 @@ static void note_logprobs(struct sequence *s, const float *logits, uint32_t voca
     s->chosen_logprob = (float)((double)logits[chosen] - lse);
     s->top_count = want;
     for (uint32_t k = 0; k < want; k++) { /* at most 20 scans of the row: cheaper than a heap's branches */
-        int32_t pick = -1;
-        for (uint32_t i = 0; i < vocab; i++) {
-            if (k > 0) {
-                float last = (float)((double)logits[i] - lse);
-                const struct token_logprob *prev = &s->top[k - 1];
-                if (last > prev->logprob || (last == prev->logprob && (int32_t)i <= prev->id))
-                    continue;
-            }
-            if (pick < 0 || logits[i] > logits[pick])
-                pick = (int32_t)i;
-        }
+        int32_t pick = next_below(logits, vocab, k > 0 ? s->top[k - 1].id : -1);
         if (pick < 0) {
             s->top_count = k;
             return;
