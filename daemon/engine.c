@@ -35,10 +35,10 @@ static bool may_hold(struct engine *g, const struct expert *generalist)
             continue;
         uint64_t need = experts_kv_bytes(g->opt.experts, ex, expert_context(ex));
         if (expert_base_index(ex) != expert_base_index(generalist))
-            need += expert_bytes(ex);
+            need += expert_footprint(ex);
         most = BASE_MAX(most, need);
     }
-    return expert_bytes(generalist) + most + most / 16 <= st.hbm_budget;
+    return expert_footprint(generalist) + most + most / 16 <= st.hbm_budget;
 }
 
 /* The generalist is brought in before anything asks for it, then held. */
@@ -106,6 +106,7 @@ static void engine_free(struct engine *g)
     free(g->lanes);
     free(g->items);
     free(g->bases);
+    free(g->retry_ns);
     free(g->expert_step_no);
     free(g->expert_tokens);
     free(g);
@@ -115,7 +116,7 @@ enum err_code engine_open(const struct engine_options *opt, struct engine **ret,
 {
     struct engine *g = mem_alloc(sizeof(*g));
     g->opt = *opt;
-    g->opt.max_sequences = BASE_MIN(BASE_MAX(opt->max_sequences, 1), 256);
+    g->opt.max_sequences = BASE_MIN(BASE_MAX(opt->max_sequences, 1), ENGINE_SEQUENCES_MAX);
     size_t experts = experts_count(opt->experts);
     for (size_t i = 0; i < experts; i++) {
         struct expert *ex = experts_at(opt->experts, i);
@@ -125,6 +126,7 @@ enum err_code engine_open(const struct engine_options *opt, struct engine **ret,
     g->lanes = mem_array(g->opt.max_sequences, sizeof(*g->lanes));
     g->items = mem_array(g->opt.max_sequences, sizeof(*g->items));
     g->bases = mem_array(BASE_MAX(g->bases_count, 1), sizeof(*g->bases));
+    g->retry_ns = mem_array(BASE_MAX(g->bases_count, 1), sizeof(*g->retry_ns));
     g->expert_step_no = mem_array(BASE_MAX(experts, 1), sizeof(*g->expert_step_no));
     g->expert_tokens = mem_array(BASE_MAX(experts, 1), sizeof(*g->expert_tokens));
     g->last_base = UINT32_MAX;
@@ -150,6 +152,22 @@ static uint32_t retry_after(const struct engine *g)
     return (uint32_t)BASE_MIN(BASE_MAX(ns / 1000000000, 1), 600);
 }
 
+/* All choices run at once or none, each with pages of its own. */
+static enum err_code check_choices(const struct engine *g, const struct request *r, struct err *e)
+{
+    struct memtier_stats st;
+    if (r->choices_count > g->opt.max_sequences)
+        return err_set_param(e, ERR_INVALID, "n", "n is %u: this server runs %u sequences at once",
+                             r->choices_count, g->opt.max_sequences);
+    uint64_t kv = experts_kv_bytes(g->opt.experts, r->expert, r->prompt.count + r->max_tokens);
+    memtier_stats(g->opt.memtier, &st);
+    if (r->choices_count > 1 && kv * r->choices_count + expert_footprint(r->expert) > st.hbm_budget)
+        return err_set_param(e, ERR_NO_MEMORY, "n", "the KV cache of %u choices of %llu bytes each exceeds "
+                             "tiers.hbm: ask for fewer choices or tokens", r->choices_count,
+                             (unsigned long long)kv);
+    return ERR_OK;
+}
+
 enum err_code engine_submit(struct engine *g, struct request *r, uint32_t *ret_retry_after_s, struct err *e)
 {
     *ret_retry_after_s = 1;
@@ -158,11 +176,10 @@ enum err_code engine_submit(struct engine *g, struct request *r, uint32_t *ret_r
     if (!expert_ok(r->expert, e))
         return err_wrap(e, "%s cannot serve", expert_info(r->expert)->name);
     enum err_code code = experts_check_fit(g->opt.experts, r->expert, r->prompt.count, r->max_tokens, e);
+    if (code == ERR_OK)
+        code = check_choices(g, r, e);
     if (code != ERR_OK)
         return code;
-    if (r->choices_count > g->opt.max_sequences)
-        return err_set_param(e, ERR_INVALID, "n", "n is %u: this server runs %u sequences at once",
-                             r->choices_count, g->opt.max_sequences);
     r->account.submitted_ns = clock_ns();
     engine_set_state(r, REQUEST_QUEUED);
     request_ref(r);
@@ -222,6 +239,8 @@ void engine_stats(struct engine *g, struct engine_stats *ret)
     ret->running = atomic_load(&g->running);
     ret->queued = atomic_load(&g->queued);
     memtier_stats(g->opt.memtier, &ret->memtier);
+    ret->kv_pages = ret->memtier.pages;
+    ret->kv_bytes = ret->memtier.bytes_by_kind[MEMTIER_KIND_KV];
 }
 
 void engine_expert_tokens(struct engine *g, uint64_t *ret, size_t count)

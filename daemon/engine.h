@@ -6,6 +6,8 @@
 
 struct engine;
 
+#define ENGINE_SEQUENCES_MAX 256 /* more are not run at once, whatever sched.max_sequences says */
+
 struct engine_options {
     struct experts *experts;
     struct memtier *memtier;

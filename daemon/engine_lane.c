@@ -102,16 +102,22 @@ static void lane_end(struct engine *g, struct lane *l, enum request_finish finis
 
 void engine_finish_lane(struct engine *g, struct lane *l, enum request_finish finish, bool stop_string)
 {
+    struct request *r = l->request;
+    bool others_run = r->engine->lanes_left > 1;
     buf_clear(&g->visible);
     if (!stop_string && (finish == REQUEST_FINISH_STOP || finish == REQUEST_FINISH_LENGTH))
         output_end(&l->output, &g->visible);
     engine_publish(l, -1, &g->visible, finish, false);
     lane_end(g, l, finish);
+    if (others_run && r->notify) /* else the request may be gone */
+        r->notify(r);
 }
 
 void engine_fail_lane(struct engine *g, struct lane *l, const struct err *e)
 {
-    l->request->error = *e;
+    /* Only once: others may be reading it after the first choice's end. */
+    if (l->request->error.code == ERR_OK)
+        l->request->error = *e;
     engine_finish_lane(g, l, REQUEST_FINISH_ERROR, false);
 }
 
@@ -178,6 +184,7 @@ static enum err_code open_lane(struct engine *g, struct engine_request *er, uint
         return code;
     l->request = r;
     l->choice_idx = choice;
+    l->admission_no = ++g->admissions;
     l->base_idx = expert_base_index(r->expert);
     output_init(&l->output, expert_tokenizer(r->expert), r->stops, r->stops_count);
     atomic_fetch_add(&g->running, 1);
@@ -204,14 +211,22 @@ static enum err_code open_lanes(struct engine *g, struct engine_request *er, str
     return ERR_OK;
 }
 
+static bool base_has_others(const struct engine *g, uint32_t base_idx, const struct request *r)
+{
+    for (uint32_t i = 0; i < g->opt.max_sequences; i++)
+        if (g->lanes[i].request && g->lanes[i].request != r && g->lanes[i].base_idx == base_idx)
+            return true;
+    return false;
+}
+
 static void admitted(struct engine *g, struct request *r)
 {
-    struct sched_base *b = &g->bases[expert_base_index(r->expert)];
+    uint32_t base_idx = expert_base_index(r->expert);
     uint64_t now = clock_ns();
     r->account.admitted_ns = now;
     r->account.queue_ns = now - r->account.submitted_ns;
-    if (b->runnable == 0 && !b->open)
-        b->waiting_ns = now;
+    if (!base_has_others(g, base_idx, r))
+        g->bases[base_idx].waiting_ns = now;
     lock_take(&g->stats_lock);
     hist_add(&g->stats.queue_hist, r->account.queue_ns);
     lock_drop(&g->stats_lock);
@@ -221,10 +236,19 @@ static void admitted(struct engine *g, struct request *r)
 /* Weights that running an expert needs beside what is held anyway. */
 static uint64_t weights_beside_hold(const struct engine *g, const struct expert *ex)
 {
-    uint64_t bytes = expert_bytes(ex);
+    uint64_t bytes = expert_footprint(ex);
     if (g->holding && expert_base_index(ex) == expert_base_index(g->opt.generalist))
-        bytes -= BASE_MIN(bytes, expert_bytes(g->opt.generalist));
+        bytes -= BASE_MIN(bytes, expert_footprint(g->opt.generalist));
     return bytes;
+}
+
+/* Neither held nor pages. Not memtier_room: pins end with their step, pages stay until their sequence does. */
+static uint64_t lasting_room(const struct engine *g)
+{
+    struct memtier_stats st;
+    memtier_stats(g->opt.memtier, &st);
+    uint64_t taken = st.hbm_held + st.bytes_by_kind[MEMTIER_KIND_KV];
+    return st.hbm_budget > taken ? st.hbm_budget - taken : 0;
 }
 
 /* KV pages stay until their sequence ends, weights come and go: so the pages must leave room for the
@@ -237,7 +261,20 @@ static bool leaves_room(const struct engine *g, const struct request *r)
         if (g->lanes[i].request)
             need = BASE_MAX(need, weights_beside_hold(g, g->lanes[i].request->expert));
     /* A sixteenth on top: room is in pieces, and adapters of one batch come on top of each other. */
-    return kv * r->choices_count + need + need / 16 <= memtier_room(g->opt.memtier);
+    return kv * r->choices_count + need + need / 16 <= lasting_room(g);
+}
+
+bool engine_in_flight(struct engine *g)
+{
+    struct memtier_stats st;
+    for (uint32_t i = 0; i < STEPS_MAX; i++)
+        if (g->open[i].step)
+            return true;
+    for (uint32_t i = 0; i < g->opt.max_sequences; i++)
+        if (g->lanes[i].load)
+            return true;
+    memtier_stats(g->opt.memtier, &st);
+    return g->warm != NULL || st.jobs_out > 0; /* cancelled loads and copies to ddr end by themselves */
 }
 
 /* In order: a large request at the head is not overtaken for ever by small ones behind it. */
@@ -246,11 +283,15 @@ void engine_admit(struct engine *g)
     while (g->waiting && g->waiting->request->choices_count <= free_lanes(g)) {
         struct engine_request *er = g->waiting;
         struct err e = {0};
-        if (atomic_load(&g->running) > 0 && !leaves_room(g, er->request))
+        if (atomic_load(&g->running) > 0 && (g->short_of_room || !leaves_room(g, er->request)))
             return; /* room comes back when something ends */
         enum err_code code = open_lanes(g, er, &e);
-        if (code == ERR_BUSY && atomic_load(&g->running) > 0)
-            return; /* room comes back when something ends */
+        if (code == ERR_BUSY && (atomic_load(&g->running) > 0 || engine_in_flight(g)))
+            return;
+        if (code == ERR_BUSY)
+            err_set_param(&e, ERR_NO_MEMORY, "tiers.hbm", "the KV cache of %zu tokens does not fit beside "
+                          "what is held in tiers.hbm: hold less or raise the budget",
+                          er->request->prompt.count + er->request->max_tokens);
         g->waiting = er->next;
         if (code == ERR_OK)
             admitted(g, er->request);
@@ -310,7 +351,9 @@ static void start_adapter_load(struct engine *g, struct lane *l)
     struct err e;
     l->load_start_ns = clock_ns();
     enum err_code code = memtier_reserve(g->opt.memtier, segs, adapters, l->load_start_ns, &l->load, &e);
-    if (code != ERR_OK && code != ERR_BUSY)
+    if (code == ERR_OK)
+        engine_set_state(l->request, REQUEST_LOADING);
+    else if (code != ERR_BUSY)
         engine_fail_lane(g, l, &e);
 }
 
@@ -326,7 +369,8 @@ static void check_adapter_load(struct engine *g, struct lane *l)
         return;
     a->load_ns += clock_ns() - l->load_start_ns;
     a->load_bytes += memtier_lease_load_bytes(l->load);
-    a->origin = BASE_MAX(a->origin, memtier_lease_origin(l->load));
+    if (a->first_token_ns == 0)
+        a->origin = BASE_MAX(a->origin, memtier_lease_origin(l->load));
     memtier_release(g->opt.memtier, &l->load);
 }
 

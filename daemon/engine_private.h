@@ -18,6 +18,7 @@ struct lane {
     struct output output;
     struct memtier_lease *load;  /* its adapter is being brought in: not yet part of any step */
     uint64_t load_start_ns, last_token_ns;
+    uint64_t admission_no;       /* rising: prompts are run in this order */
     bool in_step;
     char *text;                  /* rest of the current text block */
     size_t text_room;
@@ -34,7 +35,8 @@ struct open_step {
     struct lane **lanes;         /* [max_sequences] */
     uint32_t lanes_count;
     uint64_t decided_ns;
-    bool started;
+    bool started, switched;
+    enum memtier_tier origin;
 };
 
 struct engine {
@@ -47,7 +49,11 @@ struct engine {
     struct lane *lanes;          /* [max_sequences] */
     struct engine_request *waiting;
     struct sched_base *bases;    /* [bases] rebuilt for each decision, served/waiting kept */
+    uint64_t *retry_ns;          /* [bases] a base that did not fit is not tried again before that */
     uint32_t bases_count, last_base;
+    uint32_t part_turn;          /* where the next batch that must run in parts begins */
+    uint64_t admissions;
+    bool short_of_room;          /* KV pages keep a base from its weights: nobody is admitted until some end */
     struct open_step open[STEPS_MAX];
     struct step_item *items;     /* [max_sequences] */
     uint64_t *expert_step_no;    /* [experts] number of the last step it was in */
@@ -71,6 +77,8 @@ void engine_finish_lane(struct engine *g, struct lane *l, enum request_finish fi
 void engine_fail_lane(struct engine *g, struct lane *l, const struct err *e);
 void engine_take_submissions(struct engine *g);
 void engine_admit(struct engine *g);
+/* Something is pinned, loading or being copied now: what does not fit may fit when that ends. */
+bool engine_in_flight(struct engine *g);
 bool engine_lane_cancelled(const struct engine *g, const struct lane *l);
 void engine_drop_cancelled(struct engine *g);
 void engine_move_adapters(struct engine *g);

@@ -23,10 +23,11 @@ static void measure_base(struct engine *g, struct sched_base *b, struct expert *
 {
     size_t count;
     const uint32_t *segs = expert_segments(ex, &count);
+    bool held = g->holding && expert_base_index(ex) == expert_base_index(g->opt.generalist);
     for (size_t i = expert_adapter_segments(ex); i < count; i++) {
         uint64_t bytes = memtier_segment_bytes(g->opt.memtier, segs[i]);
         if (memtier_where(g->opt.memtier, segs[i]) == MEMTIER_HBM)
-            b->resident_bytes += bytes;
+            b->resident_bytes += held ? 0 : bytes;
         else
             b->missing_bytes += bytes;
     }
@@ -54,27 +55,56 @@ static void make_view(struct engine *g, struct sched_view *v)
                              .max_defer_ns = (uint64_t)g->opt.max_defer_ms * 1000000};
 }
 
-/* Decode tokens of every runnable sequence of the base, then prompt chunks within the budget. */
-static uint32_t fill_items(struct engine *g, uint32_t base_idx, struct open_step *o)
+/* Sequences of other bases whose next token this step delays. A base that must load first waits longer for
+ * that than for a chunk. */
+static uint32_t decoding_elsewhere(const struct engine *g, uint32_t base_idx)
 {
-    uint32_t n = 0, decoding = 0;
-    for (int prefill = 0; prefill < 2; prefill++) {
-        uint32_t budget = sched_prefill_budget(g->opt.prefill_chunk, decoding);
-        for (uint32_t i = 0; i < g->opt.max_sequences; i++) {
-            struct lane *l = &g->lanes[i];
-            if (!lane_runnable(l) || l->base_idx != base_idx)
-                continue;
-            size_t pending = sequence_pending(l->seq);
-            if ((pending > 1) != (prefill == 1) || (prefill && budget == 0))
-                continue;
-            uint32_t tokens = (uint32_t)(prefill ? BASE_MIN(pending, budget) : 1);
-            budget -= prefill ? tokens : 0;
-            decoding += prefill ? 0 : 1;
-            g->items[n] = (struct step_item){l->seq, tokens};
-            o->lanes[n++] = l;
-        }
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < g->opt.max_sequences; i++) {
+        const struct lane *l = &g->lanes[i];
+        n += lane_runnable(l) && l->base_idx != base_idx && sequence_pending(l->seq) == 1 &&
+             g->bases[l->base_idx].missing_bytes == 0;
     }
     return n;
+}
+
+/* The oldest lane of the base with prompt left that came after admission `after`. */
+static struct lane *next_prompt(struct engine *g, uint32_t base_idx, uint64_t after)
+{
+    struct lane *best = NULL;
+    for (uint32_t i = 0; i < g->opt.max_sequences; i++) {
+        struct lane *l = &g->lanes[i];
+        if (lane_runnable(l) && l->base_idx == base_idx && sequence_pending(l->seq) > 1 &&
+            l->admission_no > after && (best == NULL || l->admission_no < best->admission_no))
+            best = l;
+    }
+    return best;
+}
+
+static void add_item(struct engine *g, struct open_step *o, struct lane *l, uint32_t tokens)
+{
+    g->items[o->lanes_count] = (struct step_item){l->seq, tokens};
+    o->lanes[o->lanes_count++] = l;
+}
+
+/* Decode tokens of every runnable sequence of the base, then prompt chunks within the budget, the oldest
+ * prompt first: lanes are reused, so going by their index would let new requests overtake for ever. */
+static void fill_items(struct engine *g, uint32_t base_idx, struct open_step *o)
+{
+    uint64_t after = 0;
+    o->lanes_count = 0;
+    for (uint32_t i = 0; i < g->opt.max_sequences; i++) {
+        struct lane *l = &g->lanes[i];
+        if (lane_runnable(l) && l->base_idx == base_idx && sequence_pending(l->seq) == 1)
+            add_item(g, o, l, 1);
+    }
+    uint32_t decoding = o->lanes_count + decoding_elsewhere(g, base_idx);
+    uint32_t budget = sched_prefill_budget(g->opt.prefill_chunk, decoding);
+    for (struct lane *l; budget > 0 && (l = next_prompt(g, base_idx, after)) != NULL; after = l->admission_no) {
+        uint32_t tokens = (uint32_t)BASE_MIN(sequence_pending(l->seq), budget);
+        add_item(g, o, l, tokens);
+        budget -= tokens;
+    }
 }
 
 static void note_switch(struct engine *g, struct open_step *o)
@@ -93,23 +123,60 @@ static void note_switch(struct engine *g, struct open_step *o)
         *seen = g->step_no;
         engine_set_state(r, st.origin == MEMTIER_HBM ? REQUEST_RUNNING : REQUEST_LOADING);
     }
+    o->switched = switched;
+    o->origin = st.origin;
     if (!switched)
         return;
     lock_take(&g->stats_lock);
     g->stats.switches[st.origin]++;
-    hist_add(&g->stats.switch_hist[st.origin], clock_ns() - o->decided_ns);
+    lock_drop(&g->stats_lock);
+}
+
+/* The step's first launch, at now_ns: its weights are arriving. */
+static void note_start(struct engine *g, struct open_step *o, uint64_t now_ns)
+{
+    struct step_stats st;
+    expert_step_stats(o->step, &st);
+    if (o->started || st.run_ns == 0)
+        return;
+    o->started = true;
+    for (uint32_t i = 0; i < o->lanes_count; i++)
+        engine_set_state(o->lanes[i]->request, REQUEST_RUNNING);
+    if (!o->switched)
+        return;
+    lock_take(&g->stats_lock);
+    hist_add(&g->stats.switch_hist[o->origin], now_ns - o->decided_ns);
     lock_drop(&g->stats_lock);
 }
 
 static void fail_lanes(struct engine *g, struct open_step *o, const struct err *e)
 {
-    struct lane *lanes[256];
-    uint32_t n = BASE_MIN(o->lanes_count, (uint32_t)BASE_COUNT(lanes));
+    for (uint32_t i = 0; i < o->lanes_count; i++)
+        engine_fail_lane(g, o->lanes[i], e);
+}
+
+static bool lane_lost(const struct engine *g, const struct lane *l)
+{
+    size_t count;
+    const uint32_t *segs = expert_segments(l->request->expert, &count);
+    for (size_t i = 0; i < count; i++)
+        if (memtier_failure(g->opt.memtier, segs[i], NULL))
+            return true;
+    return false;
+}
+
+/* A load failed for good: whoever needs it ends, the rest of the batch goes on. */
+static void fail_step(struct engine *g, struct open_step *o, const struct err *e)
+{
+    struct lane *lanes[ENGINE_SEQUENCES_MAX];
+    uint32_t n = o->lanes_count, lost = 0;
     memcpy(lanes, o->lanes, n * sizeof(*lanes));
-    if (o->step)
-        engine_close_step(o);
     for (uint32_t i = 0; i < n; i++)
-        engine_fail_lane(g, lanes[i], e);
+        lost += lane_lost(g, lanes[i]);
+    engine_close_step(o);
+    for (uint32_t i = 0; i < n; i++)
+        if (lost == 0 || lane_lost(g, lanes[i]))
+            engine_fail_lane(g, lanes[i], e);
 }
 
 static struct open_step *free_step(struct engine *g)
@@ -120,62 +187,122 @@ static struct open_step *free_step(struct engine *g)
     return NULL;
 }
 
-/* Something is pinned now that will be released without our doing. */
-static bool pins_elsewhere(const struct engine *g)
+static void reverse(struct engine *g, struct open_step *o, uint32_t from, uint32_t to)
 {
-    for (uint32_t i = 0; i < STEPS_MAX; i++)
-        if (g->open[i].step)
-            return true;
-    for (uint32_t i = 0; i < g->opt.max_sequences; i++)
-        if (g->lanes[i].load)
-            return true;
-    return g->warm != NULL;
+    for (; from + 1 < to; from++, to--) {
+        struct lane *l = o->lanes[from];
+        struct step_item item = g->items[from];
+        o->lanes[from] = o->lanes[to - 1];
+        g->items[from] = g->items[to - 1];
+        o->lanes[to - 1] = l;
+        g->items[to - 1] = item;
+    }
+}
+
+/* The batch from another lane on, so that each comes first in turn. */
+static void rotate(struct engine *g, struct open_step *o, uint32_t by)
+{
+    by %= o->lanes_count;
+    reverse(g, o, 0, by);
+    reverse(g, o, by, o->lanes_count);
+    reverse(g, o, 0, o->lanes_count);
 }
 
 /* A batch whose adapters do not fit together runs in parts: fewer lanes until it fits or one is left. */
 static enum err_code open_step(struct engine *g, struct open_step *o, struct err *e)
 {
-    for (;;) {
+    for (bool whole = true;; whole = false) {
         enum err_code code = expert_step_open(g->opt.experts, g->items, o->lanes_count, &o->step, e);
-        bool too_much = code == ERR_NO_MEMORY || (code == ERR_BUSY && !pins_elsewhere(g));
+        bool too_much = code == ERR_NO_MEMORY || (code == ERR_BUSY && !engine_in_flight(g));
+        if (code == ERR_OK && !whole)
+            g->part_turn += o->lanes_count;
         if (!too_much || o->lanes_count == 1)
             return code;
+        if (whole)
+            rotate(g, o, g->part_turn);
         o->lanes_count = (o->lanes_count + 1) / 2;
     }
 }
 
+static void opened(struct engine *g, struct open_step *o, uint32_t base)
+{
+    for (uint32_t i = 0; i < o->lanes_count; i++)
+        o->lanes[i]->in_step = true;
+    g->last_base = base;
+    note_switch(g, o);
+}
+
+/* Leaves out what was refused a moment ago while the same things are still in flight: planning costs up to a
+ * millisecond. */
+static void leave_out_refused(struct engine *g, uint64_t now, uint64_t *ret_wake_ns)
+{
+    bool any = false;
+    for (uint32_t i = 0; i < g->bases_count; i++)
+        any |= g->bases[i].runnable && g->retry_ns[i] > now;
+    if (!any || !engine_in_flight(g))
+        return;
+    for (uint32_t i = 0; i < g->bases_count; i++)
+        if (g->bases[i].runnable && g->retry_ns[i] > now) {
+            g->bases[i].runnable = 0;
+            *ret_wake_ns = BASE_MIN(*ret_wake_ns, g->retry_ns[i]);
+        }
+}
+
+/* Nothing runs, nothing is on its way, and no base has room for its weights between the pages: whoever came
+ * last gives his pages back. */
+static void fail_youngest(struct engine *g, const struct err *e)
+{
+    struct lane *youngest = NULL;
+    for (uint32_t i = 0; i < g->opt.max_sequences; i++) {
+        struct lane *l = &g->lanes[i];
+        if (l->request && (youngest == NULL || l->admission_no > youngest->admission_no))
+            youngest = l;
+    }
+    if (youngest)
+        engine_fail_lane(g, youngest, e);
+}
+
+#define RETRY_NS 5000000
+
+/* What the scheduler names first; if that does not fit now, what it names next, so that a base that waits
+ * for memory keeps nobody else from running. */
 bool engine_open_next(struct engine *g, uint64_t *ret_wake_ns)
 {
     struct sched_view v;
-    struct err e = {0};
+    struct err e = {0}, refused = {0};
     struct open_step *o = free_step(g);
     uint64_t now = clock_ns();
     *ret_wake_ns = UINT64_MAX;
     if (o == NULL)
         return false;
     make_view(g, &v);
-    uint32_t base = sched_next(&v, now);
-    if (base == UINT32_MAX) {
-        *ret_wake_ns = sched_wake_ns(&v, now);
-        return false;
+    leave_out_refused(g, now, ret_wake_ns);
+    g->short_of_room = false;
+    for (uint32_t base; (base = sched_next(&v, now)) != UINT32_MAX;) {
+        o->decided_ns = now;
+        o->started = false;
+        fill_items(g, base, o);
+        enum err_code code = open_step(g, o, &e);
+        if (code == ERR_OK) {
+            opened(g, o, base);
+            return true;
+        }
+        if (code != ERR_BUSY) {
+            fail_lanes(g, o, &e);
+            return true;
+        }
+        refused = e;
+        g->short_of_room |= !engine_in_flight(g);
+        g->bases[base].runnable = 0;
+        g->retry_ns[base] = now + RETRY_NS;
+        *ret_wake_ns = BASE_MIN(*ret_wake_ns, now + RETRY_NS);
     }
-    o->decided_ns = now;
-    o->started = false;
-    o->lanes_count = fill_items(g, base, o);
-    enum err_code code = open_step(g, o, &e);
-    if (code == ERR_BUSY && pins_elsewhere(g)) {
-        *ret_wake_ns = now + 1000000; /* what is pinned now will be released by an open step */
-        return false;
-    }
-    if (code != ERR_OK) {
-        fail_lanes(g, o, &e);
+    if (g->short_of_room) { /* with nothing open, every base with work was refused */
+        fail_youngest(g, &refused);
         return true;
     }
-    for (uint32_t i = 0; i < o->lanes_count; i++)
-        o->lanes[i]->in_step = true;
-    g->last_base = base;
-    note_switch(g, o);
-    return true;
+    *ret_wake_ns = BASE_MIN(*ret_wake_ns, sched_wake_ns(&v, now));
+    return false;
 }
 
 /* ---- delivering ------------------------------------------------------------------------------------------------------------ */
@@ -216,15 +343,24 @@ static void deliver_token(struct engine *g, struct lane *l, uint64_t now)
         r->notify(r);
 }
 
-static void account_step(struct lane *l, const struct step_stats *st, bool prefill)
+/* Once for each request of the step, however many choices it has in it. */
+static void account_step(struct request_account *a, const struct step_stats *st)
 {
-    struct request_account *a = &l->request->account;
     a->load_ns += st->load_wait_ns;
     a->load_bytes += st->load_bytes;
-    a->origin = BASE_MAX(a->origin, st->origin);
     a->node_ns += st->node_ns;
-    if (prefill)
-        a->prefill_ns += st->run_ns;
+    if (a->first_token_ns)
+        return;
+    a->prefill_ns += st->run_ns;
+    a->origin = BASE_MAX(a->origin, st->origin);
+}
+
+static bool first_of_request(struct lane *const *lanes, uint32_t i)
+{
+    for (uint32_t k = 0; lanes[i]->request->choices_count > 1 && k < i; k++)
+        if (lanes[k]->request == lanes[i]->request)
+            return false;
+    return true;
 }
 
 static void note_step(struct engine *g, const struct step_stats *st, uint64_t decided_ns, uint32_t decoded)
@@ -243,15 +379,15 @@ static void note_step(struct engine *g, const struct step_stats *st, uint64_t de
 static void deliver(struct engine *g, struct open_step *o)
 {
     struct step_stats st;
-    struct lane *lanes[256];
+    struct lane *lanes[ENGINE_SEQUENCES_MAX];
     uint32_t n = o->lanes_count, decoded = 0;
     uint64_t now = clock_ns();
     expert_step_stats(o->step, &st);
     for (uint32_t i = 0; i < n; i++) {
         lanes[i] = o->lanes[i];
-        bool prefill = lanes[i]->last_token_ns == 0; /* still at its prompt */
-        decoded += prefill ? 0 : 1;
-        account_step(lanes[i], &st, prefill);
+        decoded += lanes[i]->last_token_ns ? 1 : 0; /* 0: still at its prompt */
+        if (first_of_request(lanes, i))
+            account_step(&lanes[i]->request->account, &st);
     }
     struct sched_base *b = &g->bases[lanes[0]->base_idx];
     b->served_ns = b->waiting_ns = now;
@@ -278,13 +414,16 @@ bool engine_advance(struct engine *g)
         struct err e = {0};
         if (o->step == NULL)
             continue;
-        switch (expert_step_advance(o->step, &e)) {
+        uint64_t start_ns = clock_ns();
+        enum step_state state = expert_step_advance(o->step, &e);
+        note_start(g, o, start_ns);
+        switch (state) {
         case STEP_DONE:
             deliver(g, o);
             moved = true;
             break;
         case STEP_FAILED:
-            fail_lanes(g, o, &e);
+            fail_step(g, o, &e);
             moved = true;
             break;
         case STEP_BLOCKED:

@@ -1,12 +1,13 @@
 /* The rules of sched.h over the view, each a predicate of its own. */
 #include "daemon/sched.h"
 
-/* Bytes that bases with work hold now: they should keep them while they run. */
+/* Bytes that bases with work hold now: they should keep them while they run. Those of an open step are
+ * pinned and thus not part of room_bytes in the first place. */
 static uint64_t busy_bytes(const struct sched_view *v, uint32_t except)
 {
     uint64_t sum = 0;
     for (uint32_t i = 0; i < v->count; i++)
-        if (i != except && (v->bases[i].runnable || v->bases[i].open))
+        if (i != except && v->bases[i].runnable && !v->bases[i].open)
             sum += v->bases[i].resident_bytes;
     return sum;
 }
@@ -77,5 +78,5 @@ uint32_t sched_prefill_budget(uint32_t prefill_chunk, uint32_t decoding)
 {
     if (decoding == 0)
         return prefill_chunk;
-    return BASE_MAX(prefill_chunk / 4, 32);
+    return BASE_MIN(prefill_chunk, BASE_MAX(prefill_chunk / 4, 32));
 }

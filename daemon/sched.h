@@ -15,7 +15,7 @@ struct sched_base {
     uint32_t runnable;        /* sequences with something to do and no open step */
     bool open;                /* has an open step that waits for loads */
     uint64_t missing_bytes;   /* of its segments (and its sequences' adapters) not in hbm */
-    uint64_t resident_bytes;
+    uint64_t resident_bytes;  /* what of it could be evicted: none of a held base */
     uint64_t served_ns;       /* when its last step ended; 0 = never */
     uint64_t waiting_ns;      /* since when it has been runnable without being served */
     int32_t priority;         /* highest of its sequences */
@@ -32,8 +32,8 @@ uint32_t sched_next(const struct sched_view *v, uint64_t now_ns);
 /* When sched_next may answer differently though nothing else happens; UINT64_MAX = never. */
 uint64_t sched_wake_ns(const struct sched_view *v, uint64_t now_ns);
 
-/* How many prompt tokens the next step may take beside `decoding` sequences: whole chunks when nobody
- * decodes; otherwise less, so that a token never waits for more than about a quarter of a chunk. */
+/* How many prompt tokens the next step may take while `decoding` sequences (of any base that is resident)
+ * wait for their next token: whole chunks when nobody decodes; otherwise less, so that a token never waits for more than about a quarter of a chunk. */
 uint32_t sched_prefill_budget(uint32_t prefill_chunk, uint32_t decoding);
 
 #endif

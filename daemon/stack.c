@@ -6,6 +6,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "daemon/engine.h"
 #include "daemon/stack.h"
 
 static enum memtier_loader loader_of(enum conf_loader l)
@@ -97,12 +98,12 @@ static enum err_code open_node(const struct conf *c, struct stack *s, struct err
 static enum err_code open_experts(const struct conf *c, struct stack *s, enum expert_kv_type kv,
                                   struct err *e)
 {
+    uint32_t sequences = BASE_MIN(c->sched_max_sequences, ENGINE_SEQUENCES_MAX);
     struct experts_options x = {
         .store = s->store, .memtier = s->memtier, .node = s->node,
         .numerics = c->rdu_numerics == CONF_NUMERICS_F32 ? RDU_NUMERICS_F32 : RDU_NUMERICS_INT8,
         .exec = exec_of(c->rdu_exec), .kv_type = kv, .kv_page_tokens = c->kv_page_tokens,
-        .max_step_items = c->sched_max_sequences,
-        .max_step_tokens = c->sched_prefill_chunk + c->sched_max_sequences};
+        .max_step_items = sequences, .max_step_tokens = c->sched_prefill_chunk + sequences};
     return experts_open(&x, &s->experts, e);
 }
 
