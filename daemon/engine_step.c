@@ -44,7 +44,7 @@ static void make_view(struct engine *g, struct sched_view *v)
         if (l->request == NULL)
             continue;
         struct sched_base *b = &g->bases[l->base_idx];
-        if (b->runnable == 0 && !b->open)
+        if (b->missing_bytes + b->resident_bytes == 0) /* once: a base's first lane may not be runnable */
             measure_base(g, b, l->request->expert);
         b->runnable += lane_runnable(l);
         b->open |= l->in_step;
