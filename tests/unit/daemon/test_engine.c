@@ -262,11 +262,13 @@ static void choices_of_one_request_end_alike_and_are_accounted_once(void **state
 static void a_queued_request_is_cancelled_at_once(void **state)
 {
     struct rig r;
+    atomic_store(&loads_stop, true);
     rig_open(&r, &(struct rig_options){.sequences = 1});
     struct request *first = start(&r, "llama", 10, 200), *second = start(&r, "llama", 10, 200);
-    wait_tokens(first, 2);
+    wait_state(first, REQUEST_LOADING);
     engine_cancel(r.engine, second);
     ends(second, REQUEST_FINISH_CANCELLED);
+    atomic_store(&loads_stop, false);
     ends(first, REQUEST_FINISH_LENGTH);
     rig_close(&r);
 }
@@ -364,13 +366,16 @@ static void what_never_fits_is_refused_with_the_reason(void **state)
 static void higher_priority_leaves_the_queue_first(void **state)
 {
     struct rig r;
+    atomic_store(&loads_stop, true);
     rig_open(&r, &(struct rig_options){.sequences = 1});
     struct request *first = start(&r, "llama", 10, 100), *low = ask(&r, "llama", 10, 20),
                    *high = ask(&r, "llama", 10, 20);
     low->priority = 0;
     high->priority = 5;
+    wait_state(first, REQUEST_LOADING);
     run(&r, low);
     run(&r, high);
+    atomic_store(&loads_stop, false);
     ends(first, REQUEST_FINISH_LENGTH);
     wait_state(low, REQUEST_DONE);
     wait_state(high, REQUEST_DONE);
