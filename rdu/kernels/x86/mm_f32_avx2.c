@@ -40,22 +40,21 @@ X86_INLINE void dequant_run(enum rdu_type type, const uint8_t *a, const uint8_t 
                             float *out, size_t stride)
 {
     (void)b;
+    struct block packed;
     struct weights w;
-    unpack(type, a, run, &w);
+    open_block(type, a, &packed);
+    unpack(type, &packed, run, &w);
     const __m256i offset = _mm256_set1_epi32(rdu_offset(type));
     __m256 scale[2] = {w.d, w.d};
     if (rdu_has_half_scales(type)) {
-        scale[0] = _mm256_mul_ps(w.d, _mm256_cvtepi32_ps(w.sc[0]));
-        scale[1] = _mm256_mul_ps(w.d, _mm256_cvtepi32_ps(w.sc[1]));
+        scale[0] = _mm256_mul_ps(w.d, w.sc[0]);
+        scale[1] = _mm256_mul_ps(w.d, w.sc[1]);
     }
     X86_UNROLL
     for (unsigned j = 0; j < 8; j++) {
-        __m256i q = w.q[j];
-        if (type == RDU_Q8_0)
-            q = _mm256_xor_si256(q, _mm256_set1_epi8(-128));
         X86_UNROLL
         for (unsigned k = 0; k < 4; k++) {
-            __m256i i = _mm256_and_si256(_mm256_srli_epi32(q, (int)(8 * k)), _mm256_set1_epi32(255));
+            __m256i i = _mm256_and_si256(_mm256_srli_epi32(w.q[j], (int)(8 * k)), _mm256_set1_epi32(255));
             __m256 v = _mm256_cvtepi32_ps(_mm256_sub_epi32(i, offset));
             v = _mm256_mul_ps(scale[j / 4], v);
             if (rdu_has_min(type))

@@ -39,13 +39,15 @@ X86_INLINE vec vec_fma(vec a, vec b, vec c)
 X86_INLINE void dequant_run(enum rdu_type type, const uint8_t *a, const uint8_t *b, unsigned run,
                             float *out, size_t stride)
 {
+    struct block packed;
     struct weights w;
-    unpack(type, a, b, run, &w);
+    open_block(type, a, b, &packed);
+    unpack(type, &packed, run, &w);
     const __m512i offset = _mm512_set1_epi32(rdu_offset(type));
     __m512 scale[2] = {w.d, w.d};
     if (rdu_has_half_scales(type)) {
-        scale[0] = _mm512_mul_ps(w.d, _mm512_cvtepi32_ps(w.sc[0]));
-        scale[1] = _mm512_mul_ps(w.d, _mm512_cvtepi32_ps(w.sc[1]));
+        scale[0] = _mm512_mul_ps(w.d, w.sc[0]);
+        scale[1] = _mm512_mul_ps(w.d, w.sc[1]);
     }
     X86_UNROLL
     for (unsigned j = 0; j < 8; j++) {

@@ -23,24 +23,26 @@ X86_INLINE __m512i dot_units(__m512i sum, const __m512i *w, const int8_t *x, uns
     return sum;
 }
 
+/* I of rule 6; I = sc0 * I0 + sc1 * I1 in f32, where every term stays below 2^24: exact. */
+X86_INLINE __m512 integer_sum(enum rdu_type type, const struct weights *w, const struct record *x)
+{
+    const bool offset = rdu_offset(type) != 0;
+    __m512i lo = offset ? _mm512_set1_epi32(x->start[0]) : _mm512_setzero_si512();
+    if (!rdu_has_half_scales(type))
+        return _mm512_cvtepi32_ps(dot_units(lo, w->q, x->q, 8));
+    __m512i hi = offset ? _mm512_set1_epi32(x->start[1]) : _mm512_setzero_si512();
+    lo = dot_units(lo, w->q, x->q, 4);
+    hi = dot_units(hi, w->q + 4, x->q + 16, 4);
+    return _mm512_fmadd_ps(w->sc[1], _mm512_cvtepi32_ps(hi),
+                           _mm512_mul_ps(w->sc[0], _mm512_cvtepi32_ps(lo)));
+}
+
 /* acc of one token after one run. */
 X86_INLINE __m512 token_run(enum rdu_type type, const struct weights *w, const struct record *x,
                             __m512 acc)
 {
-    __m512i sum;
-    if (rdu_has_half_scales(type)) {
-        const bool offset = rdu_offset(type) != 0;
-        __m512i lo = offset ? _mm512_set1_epi32(x->start[0]) : _mm512_setzero_si512();
-        __m512i hi = offset ? _mm512_set1_epi32(x->start[1]) : _mm512_setzero_si512();
-        lo = _mm512_mullo_epi32(dot_units(lo, w->q, x->q, 4), w->sc[0]);
-        hi = _mm512_mullo_epi32(dot_units(hi, w->q + 4, x->q + 16, 4), w->sc[1]);
-        sum = _mm512_add_epi32(lo, hi);
-    } else {
-        sum = rdu_offset(type) ? _mm512_set1_epi32(x->start[0]) : _mm512_setzero_si512();
-        sum = dot_units(sum, w->q, x->q, 8);
-    }
     __m512 d = _mm512_mul_ps(w->d, _mm512_set1_ps(x->d));
-    acc = _mm512_fmadd_ps(d, _mm512_cvtepi32_ps(sum), acc);
+    acc = _mm512_fmadd_ps(d, integer_sum(type, w, x), acc);
     if (type == RDU_Q2_K) {
         X86_UNROLL
         for (unsigned i = 0; i < 2; i++)
@@ -89,15 +91,18 @@ X86_INLINE void tile(enum rdu_type type, const unsigned T, const struct pair *p,
     X86_UNROLL
     for (unsigned t = 0; t < T; t++)
         acc[t] = _mm512_setzero_ps();
-    for (unsigned run = 0; run < p->runs; run++, x += T) {
-        struct weights w;
-        size_t at = run / runs_per_block * block_bytes;
-        unpack(type, p->a + at, p->b + at, run % runs_per_block, &w);
-        if (prefetch)
-            prefetch_next(p, run, block_bytes / runs_per_block);
-        X86_UNROLL
-        for (unsigned t = 0; t < T; t++)
-            acc[t] = token_run(type, &w, x + t, acc[t]);
+    for (unsigned i = 0; i < p->runs / runs_per_block; i++) {
+        struct block b;
+        open_block(type, p->a + i * block_bytes, p->b + i * block_bytes, &b);
+        for (unsigned run = 0; run < runs_per_block; run++, x += T) {
+            struct weights w;
+            unpack(type, &b, run, &w);
+            if (prefetch)
+                prefetch_next(p, i * runs_per_block + run, block_bytes / runs_per_block);
+            X86_UNROLL
+            for (unsigned t = 0; t < T; t++)
+                acc[t] = token_run(type, &w, x + t, acc[t]);
+        }
     }
     X86_UNROLL
     for (unsigned t = 0; t < T; t++)
