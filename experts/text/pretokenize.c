@@ -23,12 +23,11 @@
 #define SPACE_RUNS "[" WS "]+(?![^" WS "])|[" WS "]+"
 #define LINE_RUNS "[" WS "]*[\\r\\n]+|" SPACE_RUNS
 
-#define GPT2                                                                                       \
-    "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^" WS "\\p{L}\\p{N}]+|" SPACE_RUNS
+#define GPT2 "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^" WS "\\p{L}\\p{N}]+|" SPACE_RUNS
 #define CONTRACTIONS "'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD]"
 #define LLAMA3(numbers)                                                                            \
-    CONTRACTIONS "|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|" numbers "| ?[^" WS "\\p{L}\\p{N}]+[\\r\\n]*|"   \
-                 LINE_RUNS
+    CONTRACTIONS "|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|" numbers "| ?[^" WS                              \
+                 "\\p{L}\\p{N}]+[\\r\\n]*|" LINE_RUNS
 #define UPPER "\\p{Lu}\\p{Lt}\\p{Lm}\\p{Lo}\\p{M}"
 #define LOWER "\\p{Ll}\\p{Lm}\\p{Lo}\\p{M}"
 #define CJK "[\\x{4e00}-\\x{9fa5}\\x{800}-\\x{4e00}\\x{ac00}-\\x{d7ff}]+"
@@ -68,8 +67,7 @@ static const struct family families[] = {
      .regexes = {GPT2}},
     {.names = {"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"},
      .regexes = {"\\p{N}", GPT2}},
-    {.names = {"qwen2", "deepseek-r1-qwen", "stablelm2", "megrez"},
-     .regexes = {LLAMA3("\\p{N}")}},
+    {.names = {"qwen2", "deepseek-r1-qwen", "stablelm2", "megrez"}, .regexes = {LLAMA3("\\p{N}")}},
     {.names = {"llama-bpe", "llama3", "llama-v3", "falcon3"},
      .regexes = {LLAMA3("\\p{N}{1,3}")},
      .ignore_merges = true,
@@ -86,8 +84,7 @@ static const struct family families[] = {
      .regexes = {"\\p{N}{1,3}", "[\\x{4e00}-\\x{9fa5}\\x{3040}-\\x{30ff}]+",
                  "[!-/:-@\\x{5b}-\\x{60}{-~][A-Za-z]+|[^\\r\\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+|"
                  " ?[\\p{P}\\p{S}]+[\\r\\n]*|" LINE_RUNS}},
-    {.names = {"falcon"},
-     .regexes = {"[\\p{P}\\x{24}+<=>\\x{5e}~|`]+", GPT2, "[0-9][0-9][0-9]"}},
+    {.names = {"falcon"}, .regexes = {"[\\p{P}\\x{24}+<=>\\x{5e}~|`]+", GPT2, "[0-9][0-9][0-9]"}},
     {.names = {"tekken"},
      .regexes = {"[^\\r\\n\\p{L}\\p{N}]?[" UPPER "]*[" LOWER "]+|"
                  "[^\\r\\n\\p{L}\\p{N}]?[" UPPER "]+[" LOWER "]*|\\p{N}|"
@@ -100,7 +97,7 @@ static const struct family families[] = {
      .regexes = {"[\\p{P}\\x{24}+<=>\\x{5e}~|]+", GPT2, "\\p{N}+", "[0-9][0-9][0-9]"}},
 };
 
-/* ---- open -------------------------------------------------------------------------------------- */
+/* ---- open ------------------------------------------------------------------------------------ */
 
 struct pretokenizer {
     const struct family *family;
@@ -183,7 +180,7 @@ bool pretokenizer_add_bos(const struct pretokenizer *p)
     return p->family->add_bos;
 }
 
-/* ---- split ---------------------------------------------------------------------------------------- */
+/* ---- split ----------------------------------------------------------------------------------- */
 
 /* One call's state: match data is not shared between threads. */
 struct split {

@@ -11,7 +11,7 @@ struct node {
     uint32_t child, sibling; /* 0 = none: node 0 is the root, nobody's child */
     int32_t id;              /* -1 = no token ends here */
     unsigned char byte;
-    bool always;             /* matches without parse_special */
+    bool always; /* matches without parse_special */
 };
 
 struct special_trie {

@@ -6,7 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* ---- parse --------------------------------------------------------------------------------------- */
+/* ---- parse ----------------------------------------------------------------------------------- */
 
 static enum err_code parse_guarded(struct parse *p, const char *source, size_t len)
 {
@@ -50,7 +50,7 @@ void template_close(struct chat_template **t)
     *t = NULL;
 }
 
-/* ---- render -------------------------------------------------------------------------------------- */
+/* ---- render ---------------------------------------------------------------------------------- */
 
 /* Only names that the template mentions can be seen, so only they are stored. */
 static void set_global(struct rt *rt, const char *name, size_t len, struct value v)
@@ -78,8 +78,8 @@ static void set_context(struct rt *rt, const struct template_input *in)
 {
     for (uint32_t i = 0; i < rt->t->names_count; i++) {
         if (rt->t->name_globals[i] != GLOBAL_NONE)
-            rt->globals[i] = (struct value){.kind = VALUE_FUNCTION,
-                                            .function = rt->t->name_globals[i]};
+            rt->globals[i] =
+                (struct value){.kind = VALUE_FUNCTION, .function = rt->t->name_globals[i]};
     }
     set_json(rt, "messages", in->messages_json);
     set_json(rt, "tools", in->tools_json);
@@ -126,12 +126,13 @@ enum err_code template_render(const struct chat_template *t, const struct templa
     return rc;
 }
 
-/* ---- features ------------------------------------------------------------------------------------ */
+/* ---- features -------------------------------------------------------------------------------- */
 
 const char *const *template_features(void)
 {
     static const char *const features[] = {
-        "statements: if/elif/else, for/else with if, recursive, break and continue, set, set blocks, "
+        "statements: if/elif/else, for/else with if, recursive, break and continue, set, set "
+        "blocks, "
         "macro, call, filter, with, block, raw, generation, print, autoescape false",
         "expressions: literals, lists, tuples, dicts, attributes, subscripts, slices, calls with "
         "keywords, * and **, filters, tests, if-else, and/or/not, chained comparison, in, "
@@ -141,14 +142,18 @@ const char *const *template_features(void)
         "white space: trim_blocks, lstrip_blocks, - and + signs, the last newline goes",
         "globals: range, dict, namespace, cycler, joiner, raise_exception, strftime_now",
         "filters: abs, attr, batch, capitalize, center, count, d, default, dictsort, e, escape, "
-        "filesizeformat, first, float, forceescape, format, groupby, indent, int, items, join, last, "
+        "filesizeformat, first, float, forceescape, format, groupby, indent, int, items, join, "
+        "last, "
         "length, list, lower, map, max, min, reject, rejectattr, replace, reverse, round, safe, "
         "select, selectattr, slice, sort, string, striptags, sum, title, tojson, trim, truncate, "
         "unique, upper, urlencode, wordcount, xmlattr",
-        "tests: boolean, callable, defined, divisibleby, eq, equalto, escaped, even, false, filter, "
+        "tests: boolean, callable, defined, divisibleby, eq, equalto, escaped, even, false, "
+        "filter, "
         "float, ge, greaterthan, gt, in, integer, iterable, le, lessthan, lower, lt, mapping, ne, "
-        "none, number, odd, sameas, sequence, string, test, true, undefined, upper, and the operators",
-        "methods: those of Python's str (but encode, maketrans, translate), dict, list and tuple that "
+        "none, number, odd, sameas, sequence, string, test, true, undefined, upper, and the "
+        "operators",
+        "methods: those of Python's str (but encode, maketrans, translate), dict, list and tuple "
+        "that "
         "change nothing",
         "not supported, and refused by name: include, import, from, extends, do, trans, "
         "autoescape true, required blocks; the filters pprint, random, urlize, wordwrap; whole "

@@ -29,8 +29,8 @@ static bool is_unsafe(const struct value *obj, const struct str *name)
 {
     static const char *const list_changes[] = {"append", "clear",  "pop",    "reverse", "insert",
                                                "sort",   "extend", "remove", NULL};
-    static const char *const dict_changes[] = {"clear", "pop", "popitem", "setdefault", "update",
-                                               NULL};
+    static const char *const dict_changes[] = {"clear",      "pop",    "popitem",
+                                               "setdefault", "update", NULL};
     if (obj->kind == VALUE_LIST)
         return in_list(name, list_changes);
     return obj->kind == VALUE_DICT && in_list(name, dict_changes);
@@ -64,9 +64,8 @@ static bool macro_attr(struct rt *rt, struct value obj, const struct str *name, 
 {
     const struct signature *sig = obj.macro->stmt->sig;
     if (str_is(name, "name")) {
-        *ret = obj.macro->stmt->kind == STMT_MACRO
-                   ? value_str(rt->t->names[obj.macro->stmt->name])
-                   : value_str(str_wrap(rt, "caller", 6));
+        *ret = obj.macro->stmt->kind == STMT_MACRO ? value_str(rt->t->names[obj.macro->stmt->name])
+                                                   : value_str(str_wrap(rt, "caller", 6));
         return true;
     }
     if (str_is(name, "arguments")) {
@@ -76,9 +75,9 @@ static bool macro_attr(struct rt *rt, struct value obj, const struct str *name, 
         *ret = value_tuple(l);
         return true;
     }
-    bool flag = str_is(name, "caller") ? sig->uses_caller
-              : str_is(name, "catch_varargs") ? sig->uses_varargs
-                                              : sig->uses_kwargs;
+    bool flag = str_is(name, "caller")          ? sig->uses_caller
+                : str_is(name, "catch_varargs") ? sig->uses_varargs
+                                                : sig->uses_kwargs;
     *ret = value_bool(flag);
     return str_is(name, "caller") || str_is(name, "catch_varargs") || str_is(name, "catch_kwargs");
 }
@@ -88,7 +87,9 @@ static bool range_attr(const struct value *obj, const struct str *name, struct v
     const struct range *r = obj->range;
     bool known = str_is(name, "start") || str_is(name, "stop") || str_is(name, "step");
     if (known)
-        *ret = value_int(str_is(name, "start") ? r->start : str_is(name, "stop") ? r->stop : r->step);
+        *ret = value_int(str_is(name, "start")  ? r->start
+                         : str_is(name, "stop") ? r->stop
+                                                : r->step);
     return known;
 }
 
@@ -150,7 +151,7 @@ struct value get_attr(struct rt *rt, struct value obj, const struct str *name)
     return undefined_attr(rt, &obj, name);
 }
 
-/* ---- subscripts ---------------------------------------------------------------------------------- */
+/* ---- subscripts ------------------------------------------------------------------------------ */
 
 /* Python's index rule; false = out of range. */
 static bool wrap_index(int64_t i, int64_t count, int64_t *ret)
@@ -207,7 +208,7 @@ struct value get_item(struct rt *rt, struct value obj, struct value key)
     return own_attr(rt, obj, key.str, &v) ? v : undefined_attr(rt, &obj, key.str);
 }
 
-/* ---- slices -------------------------------------------------------------------------------------- */
+/* ---- slices ---------------------------------------------------------------------------------- */
 
 static int64_t slice_bound(struct rt *rt, const struct value *v, int64_t otherwise)
 {
@@ -284,8 +285,8 @@ struct value get_slice(struct rt *rt, struct value obj, const struct value bound
     if (obj.kind == VALUE_RANGE) {
         struct range *r = rt_alloc(rt, sizeof(*r));
         const struct range *from = obj.range;
-        *r = (struct range){.start = from->start + start * from->step, .step = from->step * step,
-                            .count = n};
+        *r = (struct range){
+            .start = from->start + start * from->step, .step = from->step * step, .count = n};
         r->stop = r->start + r->step * n;
         return (struct value){.kind = VALUE_RANGE, .range = r};
     }
@@ -296,7 +297,7 @@ struct value get_slice(struct rt *rt, struct value obj, const struct value bound
     return obj.kind == VALUE_LIST ? value_list(l) : value_tuple(l);
 }
 
-/* ---- paths --------------------------------------------------------------------------------------- */
+/* ---- paths ----------------------------------------------------------------------------------- */
 
 static struct value path_part(struct rt *rt, struct value obj, struct str *part)
 {

@@ -4,7 +4,7 @@
 #include <string.h>
 #include <time.h>
 
-/* ---- binding ------------------------------------------------------------------------------------- */
+/* ---- binding --------------------------------------------------------------------------------- */
 
 /* Position of `name` in the words of `params`, -1 = none; *ret_count their number. */
 static int param_index(const char *params, const struct str *name, uint32_t *ret_count)
@@ -84,7 +84,7 @@ struct str *arg_chars(struct rt *rt, struct value *v, const char *what)
     return arg_str(rt, v, NULL, what);
 }
 
-/* ---- globals ------------------------------------------------------------------------------------- */
+/* ---- globals --------------------------------------------------------------------------------- */
 
 static struct value fn_range(struct rt *rt, const struct args *a)
 {
@@ -219,8 +219,8 @@ static const struct {
     const char *name;
     struct value (*fn)(struct rt *rt, const struct args *a);
 } globals[] = {
-    {"range", fn_range},         {"dict", fn_dict},     {"namespace", fn_namespace},
-    {"cycler", fn_cycler},       {"joiner", fn_joiner}, {"raise_exception", fn_raise},
+    {"range", fn_range},           {"dict", fn_dict},     {"namespace", fn_namespace},
+    {"cycler", fn_cycler},         {"joiner", fn_joiner}, {"raise_exception", fn_raise},
     {"strftime_now", fn_strftime},
 };
 

@@ -4,7 +4,7 @@
 
 #include <string.h>
 
-/* ---- names --------------------------------------------------------------------------------------- */
+/* ---- names ----------------------------------------------------------------------------------- */
 
 struct value frame_get(struct rt *rt, const struct frame *f, uint32_t name)
 {
@@ -77,7 +77,7 @@ void assign(struct rt *rt, struct frame *f, const struct expr *target, struct va
         assign_tuple(rt, f, target, v);
 }
 
-/* ---- calls --------------------------------------------------------------------------------------- */
+/* ---- calls ----------------------------------------------------------------------------------- */
 
 static void spread_items(struct rt *rt, struct args *a, struct value star)
 {
@@ -157,7 +157,7 @@ struct value call_value(struct rt *rt, struct value callee, const struct args *a
     }
 }
 
-/* ---- expressions --------------------------------------------------------------------------------- */
+/* ---- expressions ----------------------------------------------------------------------------- */
 
 static struct value eval_items(struct rt *rt, struct frame *f, const struct expr *x)
 {

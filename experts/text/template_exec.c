@@ -51,7 +51,7 @@ static struct value apply_filters(struct rt *rt, struct frame *f, const struct e
     return x->filter->fn(rt, in, &a);
 }
 
-/* ---- loops --------------------------------------------------------------------------------------- */
+/* ---- loops ----------------------------------------------------------------------------------- */
 
 /* The items that pass a for's `if`, taken one at a time. */
 struct filtered {
@@ -141,7 +141,11 @@ static enum flow run_loop(struct rt *rt, const struct stmt *s, struct frame *out
                           struct value iterable, uint32_t depth0)
 {
     struct loop *l = rt_alloc(rt, sizeof(*l));
-    *l = (struct loop){.stmt = s, .outer = outer, .iterable = iterable, .index0 = -1, .length = -1,
+    *l = (struct loop){.stmt = s,
+                       .outer = outer,
+                       .iterable = iterable,
+                       .index0 = -1,
+                       .length = -1,
                        .depth0 = depth0};
     l->iter = iter_of(rt, iterable);
     if (s->test != NULL) {
@@ -237,7 +241,7 @@ struct value loop_attr(struct rt *rt, struct value self, const struct str *name)
     return loop_number(rt, l, name);
 }
 
-/* ---- macros -------------------------------------------------------------------------------------- */
+/* ---- macros ---------------------------------------------------------------------------------- */
 
 void macro_repr(const struct macro *m, struct buf *out)
 {
@@ -369,7 +373,7 @@ static void exec_call(struct rt *rt, const struct stmt *s, struct frame *f)
     print_value(rt, call_value(rt, callee, &a));
 }
 
-/* ---- statements ---------------------------------------------------------------------------------- */
+/* ---- statements ------------------------------------------------------------------------------ */
 
 static enum flow exec_if(struct rt *rt, const struct stmt *s, struct frame *f)
 {

@@ -4,7 +4,8 @@
 
 #include <string.h>
 
-/* Operator chains make trees that lean to the left; evaluating one recurses as deep as it is high. */
+/* Operator chains make trees that lean to the left; evaluating one recurses as deep as it is high.
+ */
 enum { EXPR_HEIGHT_MAX = 400, ITEMS_MAX = 4096 };
 
 static struct expr *expr_new(struct parse *p, enum expr_kind kind, int32_t line)
@@ -79,7 +80,7 @@ static void hang_items(struct parse *p, struct expr *x, const struct items *l)
         hang(p, x, l->at[i]);
 }
 
-/* ---- calls --------------------------------------------------------------------------------------- */
+/* ---- calls ----------------------------------------------------------------------------------- */
 
 struct keywords {
     struct keyword *at;
@@ -165,7 +166,7 @@ static struct expr *parse_call_of(struct parse *p, struct expr *callee)
     return x;
 }
 
-/* ---- filters and tests --------------------------------------------------------------------------- */
+/* ---- filters and tests ----------------------------------------------------------------------- */
 
 static const struct call_args no_args;
 
@@ -244,7 +245,7 @@ static struct expr *parse_filter_expr(struct parse *p, struct expr *x)
     }
 }
 
-/* ---- postfix ------------------------------------------------------------------------------------- */
+/* ---- postfix --------------------------------------------------------------------------------- */
 
 static struct expr *slice_bound(struct parse *p)
 {
@@ -318,7 +319,7 @@ static struct expr *parse_postfix(struct parse *p, struct expr *x)
     }
 }
 
-/* ---- primaries ----------------------------------------------------------------------------------- */
+/* ---- primaries ------------------------------------------------------------------------------- */
 
 static bool constant_of(const struct lex_token *t, struct value *ret)
 {
@@ -340,8 +341,8 @@ static struct expr *parse_name_expr(struct parse *p, bool with_namespace)
     if (constant_of(tok, &v))
         return expr_const(p, v, tok->line);
     if (tok_is_name(tok, "self") || tok_is_name(tok, "lipsum"))
-        parse_fail(p, ERR_UNSUPPORTED, tok->line, "the name '%.*s' is not supported",
-                   (int)tok->len, tok->data);
+        parse_fail(p, ERR_UNSUPPORTED, tok->line, "the name '%.*s' is not supported", (int)tok->len,
+                   tok->data);
     struct expr *x = expr_new(p, EXPR_NAME, tok->line);
     x->name = parse_name(p, tok);
     p->used_caller += tok_is_name(tok, "caller");
@@ -445,7 +446,7 @@ static struct expr *parse_primary(struct parse *p, bool with_namespace)
     parse_fail(p, ERR_INVALID, tok->line, "expected an expression, got %s", tok_describe(tok, buf));
 }
 
-/* ---- operators ----------------------------------------------------------------------------------- */
+/* ---- operators ------------------------------------------------------------------------------- */
 
 static struct expr *parse_unary(struct parse *p, bool with_filter)
 {
@@ -593,7 +594,7 @@ struct expr *parse_expression(struct parse *p)
     return x;
 }
 
-/* ---- tuples and targets -------------------------------------------------------------------------- */
+/* ---- tuples and targets ---------------------------------------------------------------------- */
 
 static bool tuple_ends(const struct lex_token *t, const char *stop)
 {

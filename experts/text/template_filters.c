@@ -14,7 +14,7 @@ static void no_args(struct rt *rt, const struct args *a, const char *what)
     args_bind(rt, a, what, "", 0, NULL);
 }
 
-/* ---- text ---------------------------------------------------------------------------------------- */
+/* ---- text ------------------------------------------------------------------------------------ */
 
 /* What was marked safe stays so. */
 static struct value change_case(struct rt *rt, struct value in, const struct args *a,
@@ -50,14 +50,13 @@ static struct value f_title(struct rt *rt, struct value in, const struct args *a
     size_t from = 0;
     for (size_t pos = 0, step = 1; pos <= s->len; pos += step) {
         uint32_t cp = pos < s->len ? text_utf8_get(s->data + pos, &step) : ' ';
-        bool splits = text_is_space(cp) || cp == '-' || cp == '(' || cp == '{' || cp == '[' ||
-                      cp == '<';
+        bool splits =
+            text_is_space(cp) || cp == '-' || cp == '(' || cp == '{' || cp == '[' || cp == '<';
         if (!splits && begins)
             from = pos;
         if (splits && !begins) {
             size_t head = text_utf8_step(s->data[from]);
-            const struct str *first =
-                str_case(rt, str_slice(rt, s, from, head), CASE_UPPER);
+            const struct str *first = str_case(rt, str_slice(rt, s, from, head), CASE_UPPER);
             const struct str *rest =
                 str_case(rt, str_slice(rt, s, from + head, pos - from - head), CASE_LOWER);
             buf_append(b, first->data, first->len);
@@ -297,7 +296,7 @@ static struct value f_striptags(struct rt *rt, struct value in, const struct arg
     return value_str(str_strip(rt, rt_give_str(rt, b), NULL, 0));
 }
 
-/* ---- numbers ------------------------------------------------------------------------------------- */
+/* ---- numbers --------------------------------------------------------------------------------- */
 
 static struct value f_abs(struct rt *rt, struct value in, const struct args *a)
 {
@@ -492,7 +491,7 @@ static struct value f_filesizeformat(struct rt *rt, struct value in, const struc
     return value_str(str_new(rt, text, strlen(text)));
 }
 
-/* ---- JSON ---------------------------------------------------------------------------------------- */
+/* ---- JSON ------------------------------------------------------------------------------------ */
 
 enum { INDENT_MAX = 64 };
 
@@ -524,7 +523,9 @@ static struct value f_tojson(struct rt *rt, struct value in, const struct args *
 {
     struct value v[4];
     args_bind(rt, a, "tojson", "ensure_ascii indent separators sort_keys", 0, v);
-    struct json_style style = {.item_sep = ", ", .key_sep = ": ", .indent = json_indent(rt, &v[1]),
+    struct json_style style = {.item_sep = ", ",
+                               .key_sep = ": ",
+                               .indent = json_indent(rt, &v[1]),
                                .ensure_ascii = arg_bool(&v[0], false),
                                .sort_keys = arg_bool(&v[3], false)};
     if (style.indent != NULL)
@@ -541,7 +542,7 @@ static struct value f_tojson(struct rt *rt, struct value in, const struct args *
     return value_str(rt_give_str(rt, b));
 }
 
-/* ---- others -------------------------------------------------------------------------------------- */
+/* ---- others ---------------------------------------------------------------------------------- */
 
 static struct value f_default(struct rt *rt, struct value in, const struct args *a)
 {
@@ -559,8 +560,8 @@ static struct value f_attr(struct rt *rt, struct value in, const struct args *a)
     struct value v;
     args_bind(rt, a, "attr", "name", 1, &v);
     struct str *name = arg_str(rt, &v, NULL, "attr");
-    if (in.kind == VALUE_DICT && (name->len == 0 || name->data[0] == '_' ||
-                                  method_find(rt, &in, name) == NULL))
+    if (in.kind == VALUE_DICT &&
+        (name->len == 0 || name->data[0] == '_' || method_find(rt, &in, name) == NULL))
         return value_undefined_hint(rt, "the object has no attribute of this name");
     return get_attr(rt, in, name);
 }

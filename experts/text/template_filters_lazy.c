@@ -1,5 +1,5 @@
-/* Filters that give generators: map, select and its kin, unique, batch, slice, items, reverse. Their
- * work happens item by item when somebody iterates, as in Jinja, and only once. */
+/* Filters that give generators: map, select and its kin, unique, batch, slice, items, reverse.
+ * Their work happens item by item when somebody iterates, as in Jinja, and only once. */
 #include "experts/text/template_priv.h"
 
 #include <string.h>
@@ -24,7 +24,7 @@ static bool next_source(struct rt *rt, struct iter *it, struct value *ret)
     return iter_next(rt, it->inner, ret);
 }
 
-/* ---- map, select --------------------------------------------------------------------------------- */
+/* ---- map, select ----------------------------------------------------------------------------- */
 
 struct pick {
     struct args given;               /* the arguments as they came */
@@ -167,7 +167,7 @@ static struct value f_rejectattr(struct rt *rt, struct value in, const struct ar
     return pick_items(rt, in, a, true, false);
 }
 
-/* ---- unique, items, reverse ---------------------------------------------------------------------- */
+/* ---- unique, items, reverse ------------------------------------------------------------------ */
 
 struct uniques {
     struct dict *seen;
@@ -242,7 +242,7 @@ static struct value f_reverse(struct rt *rt, struct value in, const struct args 
     return in.kind == VALUE_ITER ? value_list(list_of(rt, value_iter(it))) : value_iter(it);
 }
 
-/* ---- batch, slice -------------------------------------------------------------------------------- */
+/* ---- batch, slice ---------------------------------------------------------------------------- */
 
 struct chunks {
     int64_t size; /* batch: items of a batch; slice: number of slices */
@@ -323,9 +323,15 @@ static struct value f_slice(struct rt *rt, struct value in, const struct args *a
 }
 
 const struct filter_def filters_lazy[] = {
-    {"batch", f_batch},   {"items", f_items},   {"map", f_map},
-    {"reject", f_reject}, {"rejectattr", f_rejectattr},
-    {"reverse", f_reverse}, {"select", f_select}, {"selectattr", f_selectattr},
-    {"slice", f_slice},   {"unique", f_unique},
+    {"batch", f_batch},
+    {"items", f_items},
+    {"map", f_map},
+    {"reject", f_reject},
+    {"rejectattr", f_rejectattr},
+    {"reverse", f_reverse},
+    {"select", f_select},
+    {"selectattr", f_selectattr},
+    {"slice", f_slice},
+    {"unique", f_unique},
     {NULL, NULL},
 };

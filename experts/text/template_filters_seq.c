@@ -1,4 +1,5 @@
-/* Filters on sequences that need all items at once. The lazy ones are in template_filters_lazy.c. */
+/* Filters on sequences that need all items at once. The lazy ones are in template_filters_lazy.c.
+ */
 #include "experts/text/template_priv.h"
 
 #include <stdlib.h>
@@ -9,7 +10,7 @@ static struct value missing(void)
     return (struct value){.kind = VALUE_MISSING};
 }
 
-/* ---- sorting ------------------------------------------------------------------------------------- */
+/* ---- sorting --------------------------------------------------------------------------------- */
 
 /* Merge sort on positions: stable, and n log n comparisons whatever the input. */
 static void merge_runs(struct rt *rt, const struct value *items, uint32_t *order, uint32_t *spare,
@@ -26,8 +27,8 @@ static void merge_runs(struct rt *rt, const struct value *items, uint32_t *order
         const struct value *a = &items[spare[left]], *b = &items[order[right]];
         rt_steps(rt, 1);
         /* Python asks only "less than", and reversing keeps equal items in their order. */
-        bool right_first = reverse ? value_compare(rt, a, b, "<") < 0
-                                   : value_compare(rt, b, a, "<") < 0;
+        bool right_first =
+            reverse ? value_compare(rt, a, b, "<") < 0 : value_compare(rt, b, a, "<") < 0;
         order[at++] = right_first ? order[right++] : spare[left++];
     }
     while (left < half)
@@ -177,7 +178,7 @@ static struct value f_groupby(struct rt *rt, struct value in, const struct args 
     return value_list(groups);
 }
 
-/* ---- taking parts -------------------------------------------------------------------------------- */
+/* ---- taking parts ---------------------------------------------------------------------------- */
 
 static struct value f_first(struct rt *rt, struct value in, const struct args *a)
 {
@@ -268,7 +269,8 @@ static struct value f_xmlattr(struct rt *rt, struct value in, const struct args 
         struct str *key = str_escape_html(rt, arg_str(rt, &en.key, NULL, "xmlattr"));
         for (uint32_t k = 0; k < key->len; k++) {
             if (strchr(" \t\n\r\f\v/>=", key->data[k]) != NULL)
-                rt_fail(rt, ERR_INVALID, "xmlattr: an attribute's name has a character it must not");
+                rt_fail(rt, ERR_INVALID,
+                        "xmlattr: an attribute's name has a character it must not");
         }
         struct str *text = value_to_str(rt, &en.value);
         if (!text->markup)
@@ -284,14 +286,16 @@ static struct value f_xmlattr(struct rt *rt, struct value in, const struct args 
 }
 
 const struct filter_def filters_seq[] = {
-    {"count", f_length}, {"dictsort", f_dictsort}, {"first", f_first}, {"groupby", f_groupby},
-    {"join", f_join},    {"last", f_last},         {"length", f_length}, {"list", f_list},
-    {"max", f_max},      {"min", f_min},           {"sort", f_sort},   {"sum", f_sum},
-    {"xmlattr", f_xmlattr},
-    {NULL, NULL},
+    {"count", f_length},    {"dictsort", f_dictsort},
+    {"first", f_first},     {"groupby", f_groupby},
+    {"join", f_join},       {"last", f_last},
+    {"length", f_length},   {"list", f_list},
+    {"max", f_max},         {"min", f_min},
+    {"sort", f_sort},       {"sum", f_sum},
+    {"xmlattr", f_xmlattr}, {NULL, NULL},
 };
 
-/* ---- all filters --------------------------------------------------------------------------------- */
+/* ---- all filters ----------------------------------------------------------------------------- */
 
 const struct filter_def *filter_find(const char *name, size_t len)
 {

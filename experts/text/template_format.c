@@ -16,12 +16,12 @@ struct spec {
     char sign;  /* + - or blank, '\0' = - */
     bool alt;
     int64_t width;
-    char group; /* , or _, '\0' = none */
+    char group;        /* , or _, '\0' = none */
     int64_t precision; /* -1 = none */
-    char kind;  /* '\0' = none */
+    char kind;         /* '\0' = none */
 };
 
-/* ---- padding ------------------------------------------------------------------------------------- */
+/* ---- padding --------------------------------------------------------------------------------- */
 
 static void fill(struct buf *out, const struct spec *s, int64_t count)
 {
@@ -48,7 +48,7 @@ static void put_padded(struct rt *rt, const struct spec *s, const char *sign, co
         fill(out, s, room - left);
 }
 
-/* ---- numbers ------------------------------------------------------------------------------------- */
+/* ---- numbers --------------------------------------------------------------------------------- */
 
 static const char *sign_of(const struct spec *s, bool negative)
 {
@@ -182,7 +182,7 @@ static void format_string(struct rt *rt, const struct str *text, const struct sp
     put_padded(rt, s, "", text->data, len, '<', out);
 }
 
-/* ---- str.format() -------------------------------------------------------------------------------- */
+/* ---- str.format() ---------------------------------------------------------------------------- */
 
 static int64_t take_number(struct rt *rt, const char *text, size_t len, size_t *pos, int64_t max)
 {
@@ -261,8 +261,8 @@ static void format_value(struct rt *rt, struct value v, const struct str *text, 
         if (s.align == '=' && s.fill[0] == '0')
             s.align = '<';
         format_string(rt, v.str, &s, out);
-    } else if (v.kind == VALUE_FLOAT || (value_as_int(&v, &i) && s.kind != '\0' &&
-                                         strchr("eEfFgG%", s.kind) != NULL)) {
+    } else if (v.kind == VALUE_FLOAT ||
+               (value_as_int(&v, &i) && s.kind != '\0' && strchr("eEfFgG%", s.kind) != NULL)) {
         refuse_kind(rt, &s, &v, "eEfFgGn%");
         format_float(rt, value_as_float(&v), &s, out);
     } else if (value_as_int(&v, &i)) {
@@ -293,8 +293,8 @@ static struct value field_root(struct rt *rt, struct formatter *f, const char *n
         if (n->name->len == len && memcmp(n->name->data, name, len) == 0)
             return n->value;
     }
-    rt_fail(rt, ERR_INVALID, "format: there is no argument '%.*s'",
-            (int)BASE_MIN(len, (size_t)60), name);
+    rt_fail(rt, ERR_INVALID, "format: there is no argument '%.*s'", (int)BASE_MIN(len, (size_t)60),
+            name);
 }
 
 /* "name.attr[key]" */
@@ -314,8 +314,8 @@ static struct value field_value(struct rt *rt, struct formatter *f, const char *
         struct str *key = str_new(rt, text + from, pos - from);
         int64_t index = take_number(rt, key->data, key->len, &digits, INT32_MAX);
         if (item)
-            v = get_item(rt, v, digits > 0 && digits == key->len ? value_int(index)
-                                                                 : value_str(key));
+            v = get_item(rt, v,
+                         digits > 0 && digits == key->len ? value_int(index) : value_str(key));
         else
             v = get_attr(rt, v, key);
         pos += item;
@@ -411,7 +411,7 @@ struct str *str_format(struct rt *rt, struct str *s, const struct args *a)
     return format_text(rt, &f, s->data, s->len, 0);
 }
 
-/* ---- the % operator ------------------------------------------------------------------------------ */
+/* ---- the % operator -------------------------------------------------------------------------- */
 
 struct percent {
     struct str *format;
@@ -439,8 +439,7 @@ static bool percent_key(struct rt *rt, struct percent *p, struct value *ret)
     if (p->args.kind != VALUE_DICT || end == NULL)
         rt_fail(rt, ERR_INVALID, "format requires a mapping");
     size_t from = p->pos + 1, to = (size_t)(end - f->data);
-    const struct value *v =
-        dict_get_str(p->args.dict, str_wrap(rt, f->data + from, to - from));
+    const struct value *v = dict_get_str(p->args.dict, str_wrap(rt, f->data + from, to - from));
     if (v == NULL)
         rt_fail(rt, ERR_INVALID, "format: there is no key '%.*s'",
                 (int)BASE_MIN(to - from, (size_t)60), f->data + from);
@@ -505,9 +504,12 @@ static void percent_text(struct rt *rt, struct spec *s, struct value v, struct b
     } else {
         text = value_to_str(rt, &v);
     }
-    format_string(rt, text, &(struct spec){.fill = " ", .fill_len = 1, .width = s->width,
-                                           .precision = s->precision,
-                                           .align = s->align == '<' ? '<' : '>'},
+    format_string(rt, text,
+                  &(struct spec){.fill = " ",
+                                 .fill_len = 1,
+                                 .width = s->width,
+                                 .precision = s->precision,
+                                 .align = s->align == '<' ? '<' : '>'},
                   out);
 }
 
@@ -602,7 +604,7 @@ struct str *str_percent(struct rt *rt, struct str *s, struct value args)
         }
     }
     uint32_t have = args.kind == VALUE_TUPLE ? args.list->count
-                  : args.kind == VALUE_DICT || args.kind == VALUE_LIST ||
+                    : args.kind == VALUE_DICT || args.kind == VALUE_LIST ||
                             args.kind == VALUE_RANGE || args.kind == VALUE_UNDEFINED
                         ? 0 /* has a subscript: Python takes it for a mapping */
                         : 1;

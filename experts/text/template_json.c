@@ -16,10 +16,8 @@ static struct value convert_object(struct rt *rt, const json_t *j)
     struct dict *d = dict_new(rt, json_object_size(j));
     /* The iterator interface is not const in jansson, though it changes nothing. */
     json_t *object = (json_t *)(uintptr_t)j;
-    for (void *it = json_object_iter(object); it != NULL;
-         it = json_object_iter_next(object, it)) {
-        struct str *key =
-            convert_text(rt, json_object_iter_key(it), json_object_iter_key_len(it));
+    for (void *it = json_object_iter(object); it != NULL; it = json_object_iter_next(object, it)) {
+        struct str *key = convert_text(rt, json_object_iter_key(it), json_object_iter_key_len(it));
         dict_put(rt, d, value_str(key), convert(rt, json_object_iter_value(it)));
     }
     return value_dict(d);

@@ -19,13 +19,13 @@ struct lex {
     const char *s;
     size_t len, pos;
     int32_t line;
-    bool line_starting;   /* what was cut last ended with a newline, or nothing was cut yet */
-    char closers[256];    /* expected closing brackets */
+    bool line_starting; /* what was cut last ended with a newline, or nothing was cut yet */
+    char closers[256];  /* expected closing brackets */
     uint32_t closers_count;
     size_t count, cap; /* of p->tokens */
 };
 
-/* ---- helpers ------------------------------------------------------------------------------------- */
+/* ---- helpers --------------------------------------------------------------------------------- */
 
 /* The array is the parse's, which frees it after the tree is built. */
 static struct lex_token *push(struct lex *l, enum lex_kind kind)
@@ -79,7 +79,7 @@ static void advance(struct lex *l, size_t to)
     l->pos = to;
 }
 
-/* ---- text between tags --------------------------------------------------------------------------- */
+/* ---- text between tags ----------------------------------------------------------------------- */
 
 /* Emit source[from, to) as data, stripped on its right side as the tag at `to` asks:
  * `sign` is the character behind the tag's opening, `is_print` for {{. */
@@ -166,7 +166,7 @@ static void lex_raw(struct lex *l, size_t begin, char open_close)
     advance(l, after_tag(l, end, close));
 }
 
-/* ---- inside tags --------------------------------------------------------------------------------- */
+/* ---- inside tags ----------------------------------------------------------------------------- */
 
 static bool name_start(char c)
 {
@@ -198,7 +198,9 @@ static size_t digits_end(const struct lex *l, size_t pos, int base)
 {
     while (pos < l->len) {
         char c = l->s[pos];
-        int d = is_digit(c) ? c - '0' : (c | 32) >= 'a' && (c | 32) <= 'f' ? (c | 32) - 'a' + 10 : 99;
+        int d = is_digit(c)                          ? c - '0'
+                : (c | 32) >= 'a' && (c | 32) <= 'f' ? (c | 32) - 'a' + 10
+                                                     : 99;
         bool joined = c == '_' && pos + 1 < l->len && pos > 0 && l->s[pos + 1] != '_';
         if (d >= base && !joined)
             break;
@@ -444,7 +446,7 @@ static void lex_tag(struct lex *l, bool is_print, char sign)
     }
 }
 
-/* ---- the whole source ---------------------------------------------------------------------------- */
+/* ---- the whole source ------------------------------------------------------------------------ */
 
 /* \r\n and \r are newlines; one newline at the end goes. */
 static char *normalize(struct parse *p, const char *source, size_t len, size_t *ret_len)

@@ -22,7 +22,7 @@ static void refuse_markup(struct rt *rt, struct value self)
         rt_fail(rt, ERR_UNSUPPORTED, "this method of a string marked safe is not supported");
 }
 
-/* ---- case and strip ------------------------------------------------------------------------------ */
+/* ---- case and strip -------------------------------------------------------------------------- */
 
 static struct value change_case(struct rt *rt, struct value self, const struct args *a,
                                 enum text_case how)
@@ -84,7 +84,7 @@ static struct value m_rstrip(struct rt *rt, struct value self, const struct args
     return strip(rt, self, a, 1);
 }
 
-/* ---- split and join ------------------------------------------------------------------------------ */
+/* ---- split and join -------------------------------------------------------------------------- */
 
 static void push_part(struct rt *rt, struct list *l, struct str *s, size_t from, size_t to)
 {
@@ -277,9 +277,10 @@ static struct value m_join(struct rt *rt, struct value self, const struct args *
     return value_str(rt_give_str(rt, b));
 }
 
-/* ---- search -------------------------------------------------------------------------------------- */
+/* ---- search ---------------------------------------------------------------------------------- */
 
-/* The part of self between the optional start and end, in bytes and where it begins in characters. */
+/* The part of self between the optional start and end, in bytes and where it begins in characters.
+ */
 static struct str *window(struct rt *rt, struct str *s, const struct value v[2], size_t *ret_from,
                           int64_t *ret_chars, bool *ret_empty)
 {
@@ -375,8 +376,8 @@ static struct value affix_test(struct rt *rt, struct value self, const struct ar
     if (empty)
         return value_bool(false);
     if (v[0].kind != VALUE_TUPLE)
-        return value_bool(has_affix(part, arg_str(rt, &v[0], NULL, "startswith or endswith"),
-                                    at_end));
+        return value_bool(
+            has_affix(part, arg_str(rt, &v[0], NULL, "startswith or endswith"), at_end));
     for (uint32_t i = 0; i < v[0].list->count; i++) {
         if (has_affix(part, arg_str(rt, &v[0].list->items[i], NULL, "startswith or endswith"),
                       at_end))
@@ -425,7 +426,7 @@ static struct value m_replace(struct rt *rt, struct value self, const struct arg
     return value_str(str_replace(rt, self.str, old, new, arg_int(rt, &v[2], -1, "replace")));
 }
 
-/* ---- padding ------------------------------------------------------------------------------------- */
+/* ---- padding --------------------------------------------------------------------------------- */
 
 static void put_fill(struct buf *b, const struct str *fill, int64_t count)
 {
@@ -509,7 +510,7 @@ static struct value m_expandtabs(struct rt *rt, struct value self, const struct 
     return value_str(rt_give_str(rt, b));
 }
 
-/* ---- format -------------------------------------------------------------------------------------- */
+/* ---- format ---------------------------------------------------------------------------------- */
 
 static struct value m_format(struct rt *rt, struct value self, const struct args *a)
 {
@@ -525,22 +526,43 @@ static struct value m_format_map(struct rt *rt, struct value self, const struct 
     struct args named = {.named_count = v.dict->count};
     named.named = rt_array(rt, (size_t)v.dict->count + 1, sizeof(*named.named));
     for (uint32_t i = 0; i < v.dict->count; i++)
-        named.named[i] = (struct named){value_to_str(rt, &v.dict->entries[i].key),
-                                        v.dict->entries[i].value};
+        named.named[i] =
+            (struct named){value_to_str(rt, &v.dict->entries[i].key), v.dict->entries[i].value};
     return value_str(str_format(rt, self.str, &named));
 }
 
 const struct method_def methods_str[] = {
-    {"capitalize", m_capitalize}, {"casefold", m_casefold},   {"center", m_center},
-    {"count", m_count},           {"endswith", m_endswith},   {"expandtabs", m_expandtabs},
-    {"find", m_find},             {"format", m_format},       {"format_map", m_format_map},
-    {"index", m_index},           {"join", m_join},           {"ljust", m_ljust},
-    {"lower", m_lower},           {"lstrip", m_lstrip},       {"partition", m_partition},
-    {"removeprefix", m_removeprefix}, {"removesuffix", m_removesuffix}, {"replace", m_replace},
-    {"rfind", m_rfind},           {"rindex", m_rindex},       {"rjust", m_rjust},
-    {"rpartition", m_rpartition}, {"rsplit", m_rsplit},       {"rstrip", m_rstrip},
-    {"split", m_split},           {"splitlines", m_splitlines}, {"startswith", m_startswith},
-    {"strip", m_strip},           {"swapcase", m_swapcase},   {"title", m_title},
-    {"upper", m_upper},           {"zfill", m_zfill},
+    {"capitalize", m_capitalize},
+    {"casefold", m_casefold},
+    {"center", m_center},
+    {"count", m_count},
+    {"endswith", m_endswith},
+    {"expandtabs", m_expandtabs},
+    {"find", m_find},
+    {"format", m_format},
+    {"format_map", m_format_map},
+    {"index", m_index},
+    {"join", m_join},
+    {"ljust", m_ljust},
+    {"lower", m_lower},
+    {"lstrip", m_lstrip},
+    {"partition", m_partition},
+    {"removeprefix", m_removeprefix},
+    {"removesuffix", m_removesuffix},
+    {"replace", m_replace},
+    {"rfind", m_rfind},
+    {"rindex", m_rindex},
+    {"rjust", m_rjust},
+    {"rpartition", m_rpartition},
+    {"rsplit", m_rsplit},
+    {"rstrip", m_rstrip},
+    {"split", m_split},
+    {"splitlines", m_splitlines},
+    {"startswith", m_startswith},
+    {"strip", m_strip},
+    {"swapcase", m_swapcase},
+    {"title", m_title},
+    {"upper", m_upper},
+    {"zfill", m_zfill},
     {NULL, NULL},
 };

@@ -5,7 +5,7 @@
 #include <string.h>
 #include <utf8proc.h>
 
-/* ---- str: questions ------------------------------------------------------------------------------ */
+/* ---- str: questions -------------------------------------------------------------------------- */
 
 static utf8proc_category_t category(uint32_t cp)
 {
@@ -123,14 +123,22 @@ static struct value m_istitle(struct rt *rt, struct value self, const struct arg
 }
 
 const struct method_def methods_str_test[] = {
-    {"isalnum", m_isalnum},     {"isalpha", m_isalpha},           {"isascii", m_isascii},
-    {"isdecimal", m_isdecimal}, {"isdigit", m_isdigit},           {"isidentifier", m_isidentifier},
-    {"islower", m_islower},     {"isnumeric", m_isnumeric},       {"isprintable", m_isprintable},
-    {"isspace", m_isspace},     {"istitle", m_istitle},           {"isupper", m_isupper},
+    {"isalnum", m_isalnum},
+    {"isalpha", m_isalpha},
+    {"isascii", m_isascii},
+    {"isdecimal", m_isdecimal},
+    {"isdigit", m_isdigit},
+    {"isidentifier", m_isidentifier},
+    {"islower", m_islower},
+    {"isnumeric", m_isnumeric},
+    {"isprintable", m_isprintable},
+    {"isspace", m_isspace},
+    {"istitle", m_istitle},
+    {"isupper", m_isupper},
     {NULL, NULL},
 };
 
-/* ---- dict ---------------------------------------------------------------------------------------- */
+/* ---- dict ------------------------------------------------------------------------------------ */
 
 static struct value view_of(struct rt *rt, struct value self, const struct args *a,
                             enum view_kind kind, const char *what)
@@ -180,7 +188,7 @@ static const struct method_def methods_dict[] = {
     {"keys", m_keys},      {"values", m_values}, {NULL, NULL},
 };
 
-/* ---- list, tuple, range, cycler ------------------------------------------------------------------ */
+/* ---- list, tuple, range, cycler -------------------------------------------------------------- */
 
 static struct value m_seq_count(struct rt *rt, struct value self, const struct args *a)
 {
@@ -240,7 +248,7 @@ static struct value m_cycler_reset(struct rt *rt, struct value self, const struc
 static const struct method_def methods_cycler[] = {
     {"next", m_cycler_next}, {"reset", m_cycler_reset}, {NULL, NULL}};
 
-/* ---- lookup -------------------------------------------------------------------------------------- */
+/* ---- lookup ---------------------------------------------------------------------------------- */
 
 static const struct method_def *find_in(const struct method_def *table, const struct str *name)
 {
@@ -251,8 +259,8 @@ static const struct method_def *find_in(const struct method_def *table, const st
     return NULL;
 }
 
-/* Attributes that Python's objects have and these have not: refused aloud, because "undefined" would
- * be a wrong answer that nobody sees. */
+/* Attributes that Python's objects have and these have not: refused aloud, because "undefined"
+ * would be a wrong answer that nobody sees. */
 static void refuse_known(struct rt *rt, const struct value *self, const struct str *name)
 {
     static const struct {

@@ -45,7 +45,7 @@ static void fail_zero(struct rt *rt)
     rt_fail(rt, ERR_INVALID, "division by zero");
 }
 
-/* ---- numbers ------------------------------------------------------------------------------------- */
+/* ---- numbers --------------------------------------------------------------------------------- */
 
 static struct value int_power(struct rt *rt, int64_t base, int64_t exp)
 {
@@ -151,7 +151,7 @@ static struct value float_binary(struct rt *rt, int op, double a, double b)
     return value_float(op == '/' ? a / b : op == '%' ? float_modulo(a, b) : float_floordiv(a, b));
 }
 
-/* ---- sequences ----------------------------------------------------------------------------------- */
+/* ---- sequences ------------------------------------------------------------------------------- */
 
 static struct value add_strings(struct rt *rt, struct str *a, struct str *b)
 {
@@ -249,7 +249,7 @@ struct value op_negate(struct rt *rt, struct value v)
     rt_fail(rt, ERR_INVALID, "bad operand type for unary -: '%s'", value_type_name(&v));
 }
 
-/* ---- comparison ---------------------------------------------------------------------------------- */
+/* ---- comparison ------------------------------------------------------------------------------ */
 
 static bool contains_item(struct rt *rt, struct iter *it, const struct value *needle)
 {

@@ -6,7 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* ---- shared -------------------------------------------------------------------------------------- */
+/* ---- shared ---------------------------------------------------------------------------------- */
 
 enum { TREE_BLOCK_BYTES = 16 * 1024, PARSE_DEPTH_MAX = 200 };
 
@@ -164,7 +164,7 @@ const struct lex_token *parse_expect_name(struct parse *p)
     return p->tok++;
 }
 
-/* ---- bodies -------------------------------------------------------------------------------------- */
+/* ---- bodies ---------------------------------------------------------------------------------- */
 
 static struct stmt *stmt_new(struct parse *p, enum stmt_kind kind, int32_t line)
 {
@@ -178,8 +178,7 @@ static void expect_close(struct parse *p)
 {
     char buf[64];
     if (p->tok->kind != LEX_BLOCK_CLOSE)
-        parse_fail(p, ERR_INVALID, p->tok->line, "expected %%}, got %s",
-                   tok_describe(p->tok, buf));
+        parse_fail(p, ERR_INVALID, p->tok->line, "expected %%}, got %s", tok_describe(p->tok, buf));
     p->tok++;
 }
 
@@ -260,7 +259,7 @@ static struct body parse_tag_body(struct parse *p, const char *what, const char 
     return b;
 }
 
-/* ---- statements ---------------------------------------------------------------------------------- */
+/* ---- statements ------------------------------------------------------------------------------ */
 
 static struct stmt *parse_if(struct parse *p)
 {

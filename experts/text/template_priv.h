@@ -9,20 +9,20 @@
 
 #include "experts/text/template_value.h"
 
-/* ---- lexer --------------------------------------------------------------------------------------- */
+/* ---- lexer ----------------------------------------------------------------------------------- */
 
 enum lex_kind {
     LEX_END,
-    LEX_DATA,        /* text outside of tags, white space control applied */
-    LEX_PRINT_OPEN,  /* {{ */
+    LEX_DATA,       /* text outside of tags, white space control applied */
+    LEX_PRINT_OPEN, /* {{ */
     LEX_PRINT_CLOSE,
-    LEX_BLOCK_OPEN,  /* {% */
+    LEX_BLOCK_OPEN, /* {% */
     LEX_BLOCK_CLOSE,
     LEX_NAME,
     LEX_STRING,
     LEX_INT,
     LEX_FLOAT,
-    LEX_OP,          /* `op` says which */
+    LEX_OP, /* `op` says which */
 };
 /* Operators: a character, or two packed. */
 #define OP2(a, b) ((a) << 8 | (b))
@@ -40,20 +40,20 @@ struct lex_token {
 struct parse;
 void lex_source(struct parse *p, const char *source, size_t len);
 
-/* ---- syntax tree --------------------------------------------------------------------------------- */
+/* ---- syntax tree ----------------------------------------------------------------------------- */
 
 enum expr_kind {
     EXPR_CONST,
     EXPR_NAME,
     EXPR_LIST,
     EXPR_TUPLE,
-    EXPR_DICT,    /* items: key, value, key, value ... */
-    EXPR_ATTR,    /* a.name */
-    EXPR_ITEM,    /* a[b] */
-    EXPR_SLICE,   /* a[items[0]:items[1]:items[2]], each may be NULL */
-    EXPR_CALL,    /* a(args) */
-    EXPR_FILTER,  /* a | filter(args); a NULL: what the block gives */
-    EXPR_TEST,    /* a is test(args) */
+    EXPR_DICT,   /* items: key, value, key, value ... */
+    EXPR_ATTR,   /* a.name */
+    EXPR_ITEM,   /* a[b] */
+    EXPR_SLICE,  /* a[items[0]:items[1]:items[2]], each may be NULL */
+    EXPR_CALL,   /* a(args) */
+    EXPR_FILTER, /* a | filter(args); a NULL: what the block gives */
+    EXPR_TEST,   /* a is test(args) */
     EXPR_NOT,
     EXPR_NEG,
     EXPR_POS,
@@ -62,8 +62,8 @@ enum expr_kind {
     EXPR_COMPARE, /* a ops[0] items[0] ops[1] items[1] ... */
     EXPR_AND,
     EXPR_OR,
-    EXPR_COND,    /* a if b else c */
-    EXPR_NSREF,   /* name.attr as a target of set */
+    EXPR_COND,  /* a if b else c */
+    EXPR_NSREF, /* name.attr as a target of set */
 };
 enum { COMPARE_IN = OP2('i', 'n'), COMPARE_NOT_IN = OP2('n', 'i') };
 
@@ -73,7 +73,7 @@ struct call_args {
     struct keyword {
         struct str *name;
         struct expr *value;
-    } *keywords;
+    } * keywords;
     uint32_t keywords_count;
     struct expr *star, *star_star; /* NULL = none */
 };
@@ -81,11 +81,11 @@ struct call_args {
 struct expr {
     enum expr_kind kind;
     int32_t line;
-    uint32_t height;     /* longest way down: bounds the recursion */
+    uint32_t height; /* longest way down: bounds the recursion */
     int op;
-    uint32_t name;       /* NAME, NSREF: index into the template's names */
-    struct str *attr;    /* ATTR, NSREF */
-    struct value value;  /* CONST */
+    uint32_t name;      /* NAME, NSREF: index into the template's names */
+    struct str *attr;   /* ATTR, NSREF */
+    struct value value; /* CONST */
     struct expr *a, *b, *c;
     struct expr **items;
     int *ops;
@@ -122,7 +122,7 @@ struct branch {
 };
 /* Parameters of a macro or a call block. */
 struct signature {
-    uint32_t *params; /* names */
+    uint32_t *params;       /* names */
     struct expr **defaults; /* [count], NULL = none */
     uint32_t count;
     bool uses_caller, uses_varargs, uses_kwargs;
@@ -133,37 +133,37 @@ struct stmt {
     struct stmt *next;
     const char *data; /* DATA */
     size_t len;
-    struct expr *expr;   /* PRINT; FOR: what is iterated; SET: the value; SET_BLOCK, FILTER: the
-                          * filters or NULL; CALL: the call */
-    struct expr *target; /* FOR, SET, SET_BLOCK */
-    struct expr *test;   /* FOR: its if */
+    struct expr *expr;       /* PRINT; FOR: what is iterated; SET: the value; SET_BLOCK, FILTER: the
+                              * filters or NULL; CALL: the call */
+    struct expr *target;     /* FOR, SET, SET_BLOCK */
+    struct expr *test;       /* FOR: its if */
     struct branch *branches; /* IF */
     struct body body, otherwise;
-    struct signature *sig;   /* MACRO, CALL */
-    uint32_t name;           /* MACRO; FOR: that of `loop` */
+    struct signature *sig;           /* MACRO, CALL */
+    uint32_t name;                   /* MACRO; FOR: that of `loop` */
     struct expr **targets, **values; /* WITH */
     uint32_t count;
-    bool recursive;          /* FOR */
+    bool recursive; /* FOR */
 };
 
 struct chat_template {
     struct body body;
-    struct str **names; /* every name the template mentions */
+    struct str **names;     /* every name the template mentions */
     uint32_t *name_globals; /* [names] global function, GLOBAL_NONE = none */
     uint32_t names_count;
     struct tree_block *blocks; /* memory of the tree */
 };
 #define GLOBAL_NONE UINT32_MAX
 
-/* ---- parser -------------------------------------------------------------------------------------- */
+/* ---- parser ---------------------------------------------------------------------------------- */
 
 struct parse {
     struct chat_template *t;
     struct lex_token *tokens;
     const struct lex_token *tok; /* the current one */
     uint32_t names_cap;
-    uint32_t depth;      /* of the recursion */
-    uint32_t loops;      /* enclosing loops that break and continue may mean */
+    uint32_t depth; /* of the recursion */
+    uint32_t loops; /* enclosing loops that break and continue may mean */
     uint32_t used_caller, used_varargs, used_kwargs; /* how often the names were read so far */
     struct err *e;
     enum err_code code;
@@ -197,7 +197,7 @@ struct expr *parse_filters(struct parse *p, struct expr *input, bool at_name);
 /* template_parse.c */
 void parse_template(struct parse *p);
 
-/* ---- running ------------------------------------------------------------------------------------- */
+/* ---- running --------------------------------------------------------------------------------- */
 
 /* A scope: names bound in it, and where else to look. */
 struct frame {
@@ -205,7 +205,7 @@ struct frame {
     struct binding {
         uint32_t name;
         struct value value;
-    } *items;
+    } * items;
     uint32_t count, cap;
 };
 struct value frame_get(struct rt *rt, const struct frame *f, uint32_t name);
@@ -220,7 +220,7 @@ void macro_repr(const struct macro *m, struct buf *out);
 struct loop {
     struct iter *iter;
     const struct stmt *stmt;
-    struct frame *outer;   /* the scope around the for, for recursion */
+    struct frame *outer; /* the scope around the for, for recursion */
     struct value iterable, current, before, after, changed;
     bool has_after, has_changed;
     int64_t index0, length; /* length -1 = not known yet */
@@ -244,7 +244,7 @@ struct args {
     struct named {
         const struct str *name;
         struct value value;
-    } *named;
+    } * named;
     uint32_t named_count;
 };
 struct args eval_args(struct rt *rt, struct frame *f, const struct call_args *a);
@@ -264,7 +264,7 @@ bool arg_bool(const struct value *v, bool otherwise);
 struct str *arg_str(struct rt *rt, struct value *v, struct str *otherwise, const char *what)
     __attribute__((returns_nonnull));
 
-/* ---- operations (template_ops.c, template_attr.c) --------------------------------------------------- */
+/* ---- operations (template_ops.c, template_attr.c) -------------------------------------------- */
 
 struct value op_binary(struct rt *rt, int op, struct value a, struct value b);
 struct value op_negate(struct rt *rt, struct value v);
@@ -276,7 +276,7 @@ struct value get_slice(struct rt *rt, struct value obj, const struct value bound
 /* "a.b.0" as the filters' attribute arguments mean it; `dflt` MISSING = none. */
 struct value get_path(struct rt *rt, struct value obj, struct value path, struct value dflt);
 
-/* ---- tables ------------------------------------------------------------------------------------------ */
+/* ---- tables ---------------------------------------------------------------------------------- */
 
 struct filter_def {
     const char *name;
@@ -306,7 +306,7 @@ const struct method_def *method_find(struct rt *rt, const struct value *self,
                                      const struct str *name);
 extern const struct method_def methods_str[], methods_str_test[]; /* name NULL ends */
 
-/* ---- shared helpers ------------------------------------------------------------------------------------ */
+/* ---- shared helpers -------------------------------------------------------------------------- */
 
 bool text_is_printable(uint32_t cp);
 enum text_case { CASE_UPPER, CASE_LOWER, CASE_TITLE, CASE_FOLD, CASE_SWAP, CASE_CAPITALIZE };

@@ -6,7 +6,7 @@
 #include <string.h>
 #include <utf8proc.h>
 
-/* ---- search and strip ---------------------------------------------------------------------------- */
+/* ---- search and strip ------------------------------------------------------------------------ */
 
 int64_t str_find(const struct str *s, const struct str *needle, size_t from)
 {
@@ -70,7 +70,7 @@ struct value str_as(struct rt *rt, struct str *s, bool markup)
     return value_str(m);
 }
 
-/* ---- replace and escape -------------------------------------------------------------------------- */
+/* ---- replace and escape ---------------------------------------------------------------------- */
 
 /* An empty needle is found in front of every character and at the end. */
 static struct str *spread(struct rt *rt, struct str *s, const struct str *to, int64_t count)
@@ -140,7 +140,7 @@ struct str *str_escape_html(struct rt *rt, struct str *s)
     return rt_give_str(rt, b);
 }
 
-/* ---- lines --------------------------------------------------------------------------------------- */
+/* ---- lines ----------------------------------------------------------------------------------- */
 
 /* Bytes of the line break at `c`, 0 if there is none: what str.splitlines() breaks at. */
 static size_t line_break(const char *c, size_t left)
@@ -174,7 +174,7 @@ struct list *str_split_lines(struct rt *rt, struct str *s, bool keep_ends)
     return l;
 }
 
-/* ---- case ---------------------------------------------------------------------------------------- */
+/* ---- case ------------------------------------------------------------------------------------ */
 
 /* Characters whose upper case is more than one (Unicode's SpecialCasing.txt, the entries without a
  * condition), as (lower, upper, title); title "" = as upper. */

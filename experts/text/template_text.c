@@ -15,7 +15,7 @@ static void check_room(struct rt *rt, const struct buf *out)
         rt_fail(rt, ERR_TOO_LARGE, "prints more than %zu MiB", (TEMPLATE_OUTPUT_MAX * 2) >> 20);
 }
 
-/* ---- numbers ------------------------------------------------------------------------------------- */
+/* ---- numbers --------------------------------------------------------------------------------- */
 
 /* Digits and exponent of the shortest decimal that reads back as f: d.ddd x 10^exp. */
 static int shortest_digits(double f, char digits[20], int *ret_exp)
@@ -81,7 +81,7 @@ void float_repr(double f, char out[32])
     (void)sprintf(o, "e%c%02d", exp < 0 ? '-' : '+', abs(exp));
 }
 
-/* ---- repr ---------------------------------------------------------------------------------------- */
+/* ---- repr ------------------------------------------------------------------------------------ */
 
 /* str.isprintable() of one character. */
 bool text_is_printable(uint32_t cp)
@@ -291,7 +291,7 @@ struct str *value_to_str(struct rt *rt, struct value *v)
     return rt_give_str(rt, b);
 }
 
-/* ---- JSON ---------------------------------------------------------------------------------------- */
+/* ---- JSON ------------------------------------------------------------------------------------ */
 
 static void json_escape(const struct str *s, bool ensure_ascii, struct buf *out)
 {
@@ -306,8 +306,8 @@ static void json_escape(const struct str *s, bool ensure_ascii, struct buf *out)
         buf_append(out, s->data + from, pos - from);
         size_t step;
         uint32_t cp = text_utf8_get(s->data + pos, &step);
-        static const char named[] = {['\b'] = 'b', ['\t'] = 't', ['\n'] = 'n', ['\f'] = 'f',
-                                     ['\r'] = 'r'};
+        static const char named[] = {
+            ['\b'] = 'b', ['\t'] = 't', ['\n'] = 'n', ['\f'] = 'f', ['\r'] = 'r'};
         if (cp == '"' || cp == '\\')
             buf_printf(out, "\\%c", (char)cp);
         else if (cp < sizeof(named) && named[cp] != 0)

@@ -6,7 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* ---- heap ---------------------------------------------------------------------------------------- */
+/* ---- heap ------------------------------------------------------------------------------------ */
 
 struct bump_block {
     struct bump_block *next;
@@ -140,7 +140,7 @@ void rt_done(struct rt *rt)
     }
 }
 
-/* ---- strings ------------------------------------------------------------------------------------- */
+/* ---- strings --------------------------------------------------------------------------------- */
 
 struct str *str_wrap(struct rt *rt, const char *data, size_t len)
 {
@@ -226,7 +226,7 @@ struct value value_undefined_hint(struct rt *rt, const char *hint)
     return value_undefined(u);
 }
 
-/* ---- lists and dicts ----------------------------------------------------------------------------- */
+/* ---- lists and dicts ------------------------------------------------------------------------- */
 
 struct list *list_new(struct rt *rt, size_t cap)
 {
@@ -356,7 +356,7 @@ void dict_put(struct rt *rt, struct dict *d, struct value key, struct value v)
         dict_reindex(rt, d);
 }
 
-/* ---- Python's rules ------------------------------------------------------------------------------ */
+/* ---- Python's rules -------------------------------------------------------------------------- */
 
 const char *value_type_name(const struct value *v)
 {
@@ -572,8 +572,9 @@ bool value_equal(struct rt *rt, const struct value *a, const struct value *b)
         return equal;
     case VALUE_RANGE:
         return a->range->count == b->range->count &&
-               (a->range->count == 0 || (a->range->start == b->range->start &&
-                                         (a->range->count == 1 || a->range->step == b->range->step)));
+               (a->range->count == 0 ||
+                (a->range->start == b->range->start &&
+                 (a->range->count == 1 || a->range->step == b->range->step)));
     case VALUE_FUNCTION:
         return a->function == b->function;
     case VALUE_METHOD:

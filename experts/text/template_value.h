@@ -11,9 +11,9 @@
 /* A render that reaches one of these stops with an error: a template can not hang the server. */
 enum {
     TEMPLATE_STEPS_MAX = 10 * 1000 * 1000, /* expressions, loop rounds, items touched by filters */
-    TEMPLATE_DEPTH_MAX = 1000,             /* nested evaluations; Python's own limit is 1000 calls */
-    TEMPLATE_RANGE_MAX = 100000,           /* as Jinja's sandbox */
-    TEMPLATE_SOURCE_MAX = 1 << 20,         /* bytes of template source */
+    TEMPLATE_DEPTH_MAX = 1000,     /* nested evaluations; Python's own limit is 1000 calls */
+    TEMPLATE_RANGE_MAX = 100000,   /* as Jinja's sandbox */
+    TEMPLATE_SOURCE_MAX = 1 << 20, /* bytes of template source */
 };
 #define TEMPLATE_OUTPUT_MAX ((size_t)16 << 20)
 #define TEMPLATE_MEMORY_MAX ((size_t)256 << 20)
@@ -30,13 +30,13 @@ enum value_kind {
     VALUE_TUPLE,
     VALUE_DICT,
     VALUE_RANGE,
-    VALUE_VIEW,      /* dict.keys(), .values(), .items() */
-    VALUE_ITER,      /* a generator: consumed by iterating */
+    VALUE_VIEW, /* dict.keys(), .values(), .items() */
+    VALUE_ITER, /* a generator: consumed by iterating */
     VALUE_NAMESPACE,
     VALUE_LOOP,
     VALUE_MACRO,
-    VALUE_FUNCTION,  /* a global such as range */
-    VALUE_METHOD,    /* a method bound to its object */
+    VALUE_FUNCTION, /* a global such as range */
+    VALUE_METHOD,   /* a method bound to its object */
     VALUE_CYCLER,
     VALUE_JOINER,
 };
@@ -120,7 +120,7 @@ struct joiner {
     bool used;
 };
 
-/* ---- the render's state -------------------------------------------------------------------------- */
+/* ---- the render's state ---------------------------------------------------------------------- */
 
 struct bump {
     char *at, *end;
@@ -132,13 +132,13 @@ struct rt {
     struct bump objects, chars; /* apart, so that a growing string can grow in place */
     size_t memory;              /* bytes of both */
     struct scratch *scratch, *scratch_free;
-    struct json_t *json;        /* being converted */
+    struct json_t *json; /* being converted */
     uint64_t steps;
     uint32_t depth;
-    int32_t line;               /* of what is being evaluated, for messages */
+    int32_t line; /* of what is being evaluated, for messages */
     struct buf *out;
-    size_t out_base;            /* where this render's text begins */
-    struct value *globals;      /* [names of the template]: context and top-level names */
+    size_t out_base;       /* where this render's text begins */
+    struct value *globals; /* [names of the template]: context and top-level names */
     int64_t now;
     struct err *e;
     enum err_code code;
@@ -165,7 +165,7 @@ void *rt_array(struct rt *rt, size_t count, size_t elem_bytes);
 char *rt_chars(struct rt *rt, size_t bytes);
 void rt_done(struct rt *rt);
 
-/* ---- making values ------------------------------------------------------------------------------- */
+/* ---- making values --------------------------------------------------------------------------- */
 
 static inline struct value value_none(void)
 {
@@ -205,8 +205,8 @@ static inline struct value value_undefined(struct undefined *why)
 }
 struct value value_undefined_hint(struct rt *rt, const char *hint);
 
-struct str *str_new(struct rt *rt, const char *data, size_t len);    /* copies */
-struct str *str_wrap(struct rt *rt, const char *data, size_t len);   /* shares */
+struct str *str_new(struct rt *rt, const char *data, size_t len);                   /* copies */
+struct str *str_wrap(struct rt *rt, const char *data, size_t len);                  /* shares */
 struct str *str_slice(struct rt *rt, const struct str *s, size_t from, size_t len); /* bytes */
 struct str *str_concat(struct rt *rt, const struct str *a, const struct str *b);
 struct str *str_from_buf(struct rt *rt, const struct buf *b, size_t from); /* copies the tail */
@@ -223,16 +223,17 @@ void list_push(struct rt *rt, struct list *l, struct value v);
 struct value tuple_pair(struct rt *rt, struct value a, struct value b);
 struct dict *dict_new(struct rt *rt, size_t cap);
 void dict_put(struct rt *rt, struct dict *d, struct value key, struct value v);
-const struct value *dict_get(struct rt *rt, const struct dict *d, struct value key); /* NULL = absent */
+const struct value *dict_get(struct rt *rt, const struct dict *d,
+                             struct value key); /* NULL = absent */
 const struct value *dict_get_str(const struct dict *d, const struct str *key);
 
-/* ---- Python's rules -------------------------------------------------------------------------------- */
+/* ---- Python's rules -------------------------------------------------------------------------- */
 
 const char *value_type_name(const struct value *v); /* "str", "NoneType" */
 bool value_truthy(const struct value *v);
-bool value_is_number(const struct value *v);   /* int, float, bool */
-bool value_as_int(const struct value *v, int64_t *ret); /* int and bool only */
-double value_as_float(const struct value *v);  /* of a number */
+bool value_is_number(const struct value *v);               /* int, float, bool */
+bool value_as_int(const struct value *v, int64_t *ret);    /* int and bool only */
+double value_as_float(const struct value *v);              /* of a number */
 uint64_t value_hash(struct rt *rt, const struct value *v); /* fails for what Python can not hash */
 bool value_hashable(const struct value *v);
 bool value_equal(struct rt *rt, const struct value *a, const struct value *b);
@@ -262,12 +263,13 @@ void value_json_done(struct rt *rt);
 /* A scratch buffer that the render frees if an error leaves before rt_give_scratch. */
 struct buf *rt_take_scratch(struct rt *rt);
 void rt_give_scratch(struct rt *rt, struct buf *b);
-struct str *rt_give_str(struct rt *rt, struct buf *b); /* the text of a scratch buffer, given back */
+struct str *rt_give_str(struct rt *rt,
+                        struct buf *b); /* the text of a scratch buffer, given back */
 /* Fails unless `bytes` more fit the memory limit: asked before anything whose size a template or a
  * client can choose is built. */
 void rt_room(struct rt *rt, size_t bytes);
 
-/* ---- iteration -------------------------------------------------------------------------------------- */
+/* ---- iteration ------------------------------------------------------------------------------- */
 
 /* `next` puts an item and returns true, or returns false at the end. */
 struct iter {
@@ -276,7 +278,7 @@ struct iter {
     struct value source;
     struct iter *inner;
     uint32_t pos;
-    int64_t count;    /* what its generator counts */
+    int64_t count; /* what its generator counts */
     void *state;
     bool started, ended;
 };

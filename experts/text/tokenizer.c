@@ -16,11 +16,11 @@ struct tokenizer {
     int32_t bos, eos, unknown;
     bool add_bos;
     bool add_space_prefix;
-    bool *is_eog;            /* [vocab] */
-    bool *strip_after;       /* [vocab] white space after the token belongs to it; NULL = none */
+    bool *is_eog;      /* [vocab] */
+    bool *strip_after; /* [vocab] white space after the token belongs to it; NULL = none */
 };
 
-/* ---- open: ids and flags -------------------------------------------------------------------------- */
+/* ---- open: ids and flags --------------------------------------------------------------------- */
 
 static enum err_code read_id(const struct tokenizer *t, const struct gguf *g, const char *key,
                              int32_t *ret, struct err *e)
@@ -51,9 +51,21 @@ static enum err_code read_flag(const struct gguf *g, const char *key, bool *ret,
 /* Texts that end a turn in some model family. Files often name one of them only, and models end
  * their answers with the others. */
 static const char *const end_texts[] = {
-    "<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|eom_id|>",
-    "<EOT>", "_<EOT>", "<|end_of_text|>", "<|end_of_sentence|>", "<|return|>", "<|call|>",
-    "<end_of_utterance>", "<|eot|>", "<|end_of_turn|>",
+    "<|eot_id|>",
+    "<|im_end|>",
+    "<|end|>",
+    "<end_of_turn>",
+    "<|endoftext|>",
+    "<|eom_id|>",
+    "<EOT>",
+    "_<EOT>",
+    "<|end_of_text|>",
+    "<|end_of_sentence|>",
+    "<|return|>",
+    "<|call|>",
+    "<end_of_utterance>",
+    "<|eot|>",
+    "<|end_of_turn|>",
     "<\357\275\234end\342\226\201of\342\226\201sentence\357\275\234>"};
 
 static void mark_end(struct tokenizer *t, int32_t id)
@@ -230,7 +242,7 @@ void tokenizer_close(struct tokenizer **t)
     *t = NULL;
 }
 
-/* ---- encode ---------------------------------------------------------------------------------------- */
+/* ---- encode ---------------------------------------------------------------------------------- */
 
 void token_list_push(struct token_list *l, int32_t id)
 {
@@ -305,7 +317,7 @@ enum err_code tokenizer_encode(const struct tokenizer *t, const char *text, size
     return rc;
 }
 
-/* ---- the vocabulary --------------------------------------------------------------------------------- */
+/* ---- the vocabulary -------------------------------------------------------------------------- */
 
 static const struct token *token_at(const struct tokenizer *t, int32_t id)
 {

@@ -33,17 +33,17 @@ struct bpe {
     struct pretokenizer *pre;
     struct pair *pairs; /* open addressing */
     size_t pairs_mask;
-    int32_t *merged;    /* [rank] the symbol a merge makes */
+    int32_t *merged; /* [rank] the symbol a merge makes */
     int32_t byte_symbol[256];
     int32_t byte_token[256]; /* -1 = the vocabulary has no token for the byte */
     struct strmap by_bytes;  /* whole pieces, only where merges are ignored for them */
     struct extra *extras;    /* symbol id - vocab->count */
     size_t extras_count, extras_cap;
     struct strmap extras_by_text;
-    char *pool;              /* texts of the extras */
+    char *pool; /* texts of the extras */
 };
 
-/* ---- GPT-2's printable bytes ------------------------------------------------------------------- */
+/* ---- GPT-2's printable bytes ----------------------------------------------------------------- */
 
 /* Printable Latin-1 stands for itself; the other 68 bytes are U+0100 and up, in order. */
 static bool byte_is_itself(unsigned byte)
@@ -77,6 +77,10 @@ size_t bpe_decode_text(const char *text, size_t len, char *out)
 {
     size_t n = 0;
     for (size_t pos = 0; pos < len;) {
+        if (byte_is_itself((unsigned char)text[pos]) && (unsigned char)text[pos] < 0x80) {
+            out[n++] = text[pos++]; /* nearly all of most vocabularies */
+            continue;
+        }
         uint32_t cp;
         bool valid;
         size_t step = text_utf8_next(text + pos, len - pos, &cp, &valid);
@@ -92,7 +96,7 @@ size_t bpe_decode_text(const char *text, size_t len, char *out)
     return n;
 }
 
-/* ---- open -------------------------------------------------------------------------------------- */
+/* ---- open ------------------------------------------------------------------------------------ */
 
 static int32_t symbol_of(struct bpe *b, const char *text, size_t len)
 {
@@ -162,7 +166,9 @@ static enum err_code add_merge(struct bpe *b, struct gguf_str line, size_t rank,
                                struct err *e)
 {
     /* The space that divides is never the first byte: a token may begin with one. */
-    const char *space = line.len < 3 ? NULL : memchr(line.data + 1, ' ', line.len - 2);
+    const char *space = NULL;
+    if (line.len >= 3 && line.len <= UINT16_MAX)
+        space = memchr(line.data + 1, ' ', line.len - 2);
     if (space == NULL)
         return err_set(e, ERR_CORRUPT, "tokenizer.ggml.merges: element %zu is not \"left right\"",
                        rank);
@@ -267,7 +273,7 @@ bool bpe_add_bos(const struct bpe *b)
     return pretokenizer_add_bos(b->pre);
 }
 
-/* ---- encode -------------------------------------------------------------------------------------- */
+/* ---- encode ---------------------------------------------------------------------------------- */
 
 static void emit(const struct bpe *b, int32_t symbol, struct token_list *ret)
 {

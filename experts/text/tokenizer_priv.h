@@ -24,7 +24,7 @@ struct token {
     uint8_t type;
 };
 
-/* Strings -> int32, open addressing. The keys are not copied. */
+/* Strings of at most 65535 bytes -> int32, open addressing. The keys are not copied. */
 struct strmap {
     struct strmap_slot *slots;
     size_t mask, count;
@@ -57,7 +57,7 @@ void special_trie_close(struct special_trie **t);
 bool special_trie_find(const struct special_trie *t, const char *text, size_t len, size_t from,
                        bool parse_special, size_t *ret_pos, size_t *ret_len, int32_t *ret_id);
 
-/* ---- pre-tokenizer ---------------------------------------------------------------------------- */
+/* ---- pre-tokenizer --------------------------------------------------------------------------- */
 
 /* Which regexes tokenizer.ggml.pre names, compiled. */
 struct pretokenizer;
@@ -68,17 +68,17 @@ bool pretokenizer_ignore_merges(const struct pretokenizer *p);
 bool pretokenizer_add_bos(const struct pretokenizer *p);
 /* Calls `piece` for every piece of `text` (valid UTF-8), in order. */
 enum err_code pretokenizer_split(const struct pretokenizer *p, const char *text, size_t len,
-                                 void (*piece)(void *ctx, const char *piece, size_t len),
-                                 void *ctx, struct err *e) BASE_NODISCARD;
+                                 void (*piece)(void *ctx, const char *piece, size_t len), void *ctx,
+                                 struct err *e) BASE_NODISCARD;
 
-/* ---- the models ---------------------------------------------------------------------------------- */
+/* ---- the models ------------------------------------------------------------------------------ */
 
 void token_list_push(struct token_list *l, int32_t id);
 
 /* Byte-level BPE by merge ranks. */
 struct bpe;
-enum err_code bpe_open(const struct gguf *g, const struct vocab *v, struct bpe **ret, struct err *e)
-    BASE_NODISCARD;
+enum err_code bpe_open(const struct gguf *g, const struct vocab *v, struct bpe **ret,
+                       struct err *e) BASE_NODISCARD;
 void bpe_close(struct bpe **b);
 bool bpe_add_bos(const struct bpe *b);
 enum err_code bpe_encode(const struct bpe *b, const char *text, size_t len, struct token_list *ret,
@@ -88,8 +88,8 @@ size_t bpe_decode_text(const char *text, size_t len, char *out);
 
 /* SentencePiece BPE by scores, with byte fallback. */
 struct spm;
-enum err_code spm_open(const struct vocab *v, int32_t unknown_id, struct spm **ret, struct err *e)
-    BASE_NODISCARD;
+enum err_code spm_open(const struct vocab *v, int32_t unknown_id, struct spm **ret,
+                       struct err *e) BASE_NODISCARD;
 void spm_close(struct spm **s);
 /* `prefix`: put one space in front. */
 void spm_encode(const struct spm *s, const char *text, size_t len, bool prefix,
@@ -97,8 +97,8 @@ void spm_encode(const struct spm *s, const char *text, size_t len, bool prefix,
 
 /* WordPiece with BERT's normaliser. */
 struct wpm;
-enum err_code wpm_open(const struct vocab *v, int32_t unknown_id, struct wpm **ret, struct err *e)
-    BASE_NODISCARD;
+enum err_code wpm_open(const struct vocab *v, int32_t unknown_id, struct wpm **ret,
+                       struct err *e) BASE_NODISCARD;
 void wpm_close(struct wpm **w);
 enum err_code wpm_encode(const struct wpm *w, const char *text, size_t len, struct token_list *ret,
                          struct err *e) BASE_NODISCARD;

@@ -1,13 +1,13 @@
 /* SentencePiece BPE (Llama 2, Mistral, Phi-3, Gemma): characters are joined as long as two
- * neighbours form a piece of the vocabulary, the best score first, the leftmost among equals.
- * What stays without a piece is written as byte tokens, or as the unknown token.
+ * neighbours form a piece of the vocabulary, the best score first, the leftmost among equals. What
+ * stays without a piece is written as byte tokens, or as the unknown token.
  *
  * Only normal and user-defined pieces take part: a control token can not be spelled into being. An
  * unused piece may be a step on the way, but is taken apart again if it survives.
  *
- * Where no piece of the vocabulary crosses from a word into the space of the next one (Llama's), words
- * are merged one by one: the same pieces, and a queue of a few candidates instead of thousands
- * (measured: 2,600 tokens in a third of the time). */
+ * Where no piece of the vocabulary crosses from a word into the space of the next one (Llama's),
+ * words are merged one by one: the same pieces, and a queue of a few candidates instead of
+ * thousands (measured: 2,600 tokens in a third of the time). */
 #include "experts/text/text_utf8.h"
 #include "experts/text/tokenizer_priv.h"
 
@@ -72,7 +72,7 @@ void spm_close(struct spm **s)
     *s = NULL;
 }
 
-/* ---- merging ------------------------------------------------------------------------------------- */
+/* ---- merging --------------------------------------------------------------------------------- */
 
 #define LINK_END UINT32_MAX
 struct link {
@@ -183,7 +183,8 @@ static void emit_unknown(struct merge *m, const char *text, size_t len)
     }
 }
 
-/* An unused piece longer than this stays whole: bounds the recursion, and no real one comes near. */
+/* An unused piece longer than this stays whole: bounds the recursion, and no real one comes near.
+ */
 enum { UNUSED_BYTES_MAX = 512 };
 
 static void emit_span(struct merge *m, uint32_t pos, uint32_t len)

@@ -39,7 +39,7 @@ void wpm_close(struct wpm **w)
     *w = NULL;
 }
 
-/* ---- normalise ----------------------------------------------------------------------------------- */
+/* ---- normalise ------------------------------------------------------------------------------- */
 
 /* Characters that vanish: controls (line ends and tabs are white space), formats, private ones. */
 static bool is_dropped(uint32_t cp)
@@ -120,9 +120,8 @@ static void clean(const char *text, size_t len, struct buf *out)
 static enum err_code fold(const struct buf *in, struct buf *out, struct err *e)
 {
     utf8proc_uint8_t *nfd = NULL;
-    utf8proc_ssize_t n =
-        utf8proc_map((const utf8proc_uint8_t *)in->data, (utf8proc_ssize_t)in->len, &nfd,
-                     UTF8PROC_STABLE | UTF8PROC_DECOMPOSE);
+    utf8proc_ssize_t n = utf8proc_map((const utf8proc_uint8_t *)in->data, (utf8proc_ssize_t)in->len,
+                                      &nfd, UTF8PROC_STABLE | UTF8PROC_DECOMPOSE);
     if (n < 0)
         return err_set(e, ERR_INVALID, "the text can not be normalised: %s", utf8proc_errmsg(n));
     for (size_t pos = 0; pos < (size_t)n;) {
@@ -140,7 +139,7 @@ static enum err_code fold(const struct buf *in, struct buf *out, struct err *e)
     return ERR_OK;
 }
 
-/* ---- spell --------------------------------------------------------------------------------------- */
+/* ---- spell ----------------------------------------------------------------------------------- */
 
 /* The longest piece at the start of `s`; its end must be the end of a character. */
 static int32_t longest_piece(const struct wpm *w, const char *s, size_t len, size_t *ret_len)

@@ -4,19 +4,20 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* ---- string map -------------------------------------------------------------------------------- */
+/* ---- string map ------------------------------------------------------------------------------ */
 
+/* 16 bytes: a vocabulary's map is megabytes, and what it costs at start is the pages it touches. */
 struct strmap_slot {
     const char *key; /* NULL = free */
-    uint32_t len;
-    uint32_t tag;    /* high half of the hash: most misses never touch the key */
+    uint16_t len;
+    uint16_t tag; /* of the hash: most misses never touch the key */
     int32_t value;
 };
 
 void strmap_init(struct strmap *m, size_t count_expected)
 {
     size_t cap = 16;
-    while (cap < count_expected * 2)
+    while (cap - cap / 4 < count_expected)
         cap *= 2;
     m->slots = mem_array(cap, sizeof(*m->slots));
     m->mask = cap - 1;
@@ -31,10 +32,10 @@ void strmap_done(struct strmap *m)
 
 /* The slot that holds the key, or the free one where it belongs. */
 static struct strmap_slot *slot_of(const struct strmap *m, const char *key, size_t len,
-                                   uint32_t *ret_tag)
+                                   uint16_t *ret_tag)
 {
     uint64_t h = hash64_of(key, len, 0);
-    uint32_t tag = (uint32_t)(h >> 32);
+    uint16_t tag = (uint16_t)(h >> 48);
     *ret_tag = tag;
     for (size_t i = (size_t)h & m->mask;; i = (i + 1) & m->mask) {
         struct strmap_slot *s = &m->slots[i];
@@ -59,23 +60,23 @@ static void strmap_double(struct strmap *m)
 
 void strmap_put(struct strmap *m, const char *key, size_t len, int32_t value)
 {
-    if (m->count * 2 > m->mask)
+    if (m->count >= m->mask - m->mask / 4)
         strmap_double(m);
-    uint32_t tag;
+    uint16_t tag;
     struct strmap_slot *s = slot_of(m, key, len, &tag);
     if (s->key == NULL)
         m->count++;
-    *s = (struct strmap_slot){.key = key, .len = (uint32_t)len, .tag = tag, .value = value};
+    *s = (struct strmap_slot){.key = key, .len = (uint16_t)len, .tag = tag, .value = value};
 }
 
 int32_t strmap_get(const struct strmap *m, const char *key, size_t len)
 {
-    uint32_t tag;
+    uint16_t tag;
     const struct strmap_slot *s = slot_of(m, key, len, &tag);
     return s->key == NULL ? -1 : s->value;
 }
 
-/* ---- vocabulary ---------------------------------------------------------------------------------- */
+/* ---- vocabulary ------------------------------------------------------------------------------ */
 
 /* SentencePiece and our WordPiece files write a space as U+2581. */
 static size_t unescape_space(const char *text, size_t len, char *out)
@@ -184,8 +185,7 @@ static enum err_code fill(struct vocab *v, const struct gguf *g, const struct gg
     for (size_t i = 0; i < count; i++) {
         struct token *t = &v->tokens[i];
         memcpy(text, texts[i].data, texts[i].len);
-        *t = (struct token){.text = text, .text_len = (uint32_t)texts[i].len,
-                            .type = TOKEN_NORMAL};
+        *t = (struct token){.text = text, .text_len = (uint32_t)texts[i].len, .type = TOKEN_NORMAL};
         text += texts[i].len;
     }
     enum err_code rc = read_columns(v, g, e);
@@ -202,8 +202,7 @@ static enum err_code fill(struct vocab *v, const struct gguf *g, const struct gg
     return ERR_OK;
 }
 
-enum err_code vocab_init(struct vocab *v, const struct gguf *g, enum token_kind kind,
-                         struct err *e)
+enum err_code vocab_init(struct vocab *v, const struct gguf *g, enum token_kind kind, struct err *e)
 {
     *v = (struct vocab){0};
     if (!gguf_has(g, "tokenizer.ggml.tokens"))

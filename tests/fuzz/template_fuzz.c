@@ -1,5 +1,5 @@
-/* libFuzzer target of the chat templates. One input is a template, then a line "===" and the JSON of its
- * variables; without such a line the whole input is the template. */
+/* libFuzzer target of the chat templates. One input is a template, then a line "===" and the JSON
+ * of its variables; without such a line the whole input is the template. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -22,9 +22,13 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     struct buf out = {0};
     struct err e;
     if (template_parse((const char *)data, len, &t, &e) == ERR_OK) {
-        struct template_input in = {.messages_json = "[]", .extra_json = extra, .bos_token = "<s>",
-                                    .eos_token = "</s>", .add_generation_prompt = true};
-        if (template_render(t, &in, &out, &e) == ERR_OK && !utf8_valid(out.data ? out.data : "", out.len))
+        struct template_input in = {.messages_json = "[]",
+                                    .extra_json = extra,
+                                    .bos_token = "<s>",
+                                    .eos_token = "</s>",
+                                    .add_generation_prompt = true};
+        if (template_render(t, &in, &out, &e) == ERR_OK &&
+            !utf8_valid(out.data ? out.data : "", out.len))
             abort();
         template_close(&t);
     }

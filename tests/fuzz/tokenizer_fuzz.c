@@ -1,5 +1,5 @@
-/* libFuzzer target of the tokenizers: one input is the size of a GGUF header (little-endian u32), the
- * header with its vocabulary, and a text to encode and to decode again. */
+/* libFuzzer target of the tokenizers: one input is the size of a GGUF header (little-endian u32),
+ * the header with its vocabulary, and a text to encode and to decode again. */
 #include <stdlib.h>
 #include <string.h>
 

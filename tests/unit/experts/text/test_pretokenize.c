@@ -60,7 +60,8 @@ static void expect_cut(const struct pretokenizer *p, const char *text, size_t le
     struct err e;
     char a[240], b[240];
     unit_ok(pretokenizer_split(p, text, len, add_piece, &c, &e), &e);
-    if (c.joined.len != wanted_len || (wanted_len > 0 && memcmp(c.joined.data, wanted, wanted_len) != 0))
+    if (c.joined.len != wanted_len ||
+        (wanted_len > 0 && memcmp(c.joined.data, wanted, wanted_len) != 0))
         fail_msg("cut as \"%s\", not \"%s\"", text_show(c.joined.data, c.joined.len, a),
                  text_show(wanted, wanted_len, b));
     buf_done(&c.joined);
@@ -69,7 +70,8 @@ static void expect_cut(const struct pretokenizer *p, const char *text, size_t le
 static void check_line(void *ctx, const json_t *o)
 {
     size_t len, family_len;
-    const char *family = text_member(o, "family", &family_len), *text = text_member(o, "text", &len);
+    const char *family = text_member(o, "family", &family_len),
+               *text = text_member(o, "text", &len);
     const json_t *pieces = json_object_get(o, "pieces");
     struct buf joined = {0};
     struct pretokenizer **open = ctx;
@@ -106,13 +108,15 @@ static void check_names(const json_t *family)
     const json_t *names = json_object_get(family, "names"), *name;
     struct err e;
     size_t i;
-    json_array_foreach(names, i, name) {
+    json_array_foreach(names, i, name)
+    {
         struct pretokenizer *p = NULL;
         unit_ok(pretokenizer_open(json_string_value(name), json_string_length(name), &p, &e), &e);
-        /* The table's flags hold for the models the note lists, not for all that share the regex. */
+        /* The table's flags hold for the models the note lists, not for all that share the regex.
+         */
         const char *n = json_string_value(name);
-        bool exempt = strcmp(n, "dbrx") == 0 || strcmp(n, "smaug-bpe") == 0 ||
-                      strcmp(n, "chatglm-bpe") == 0;
+        bool exempt =
+            strcmp(n, "dbrx") == 0 || strcmp(n, "smaug-bpe") == 0 || strcmp(n, "chatglm-bpe") == 0;
         bool ignore = json_is_true(json_object_get(family, "ignore_merges")) && !exempt;
         bool add_bos = json_is_true(json_object_get(family, "add_bos_default")) && !exempt;
         assert_int_equal(pretokenizer_ignore_merges(p), ignore);
@@ -131,8 +135,7 @@ static void every_listed_name_is_known(void **state)
     const char *key;
     json_t *family;
     assert_non_null(root);
-    json_object_foreach(json_object_get(root, "families"), key, family)
-        check_names(family);
+    json_object_foreach(json_object_get(root, "families"), key, family) check_names(family);
     json_decref(root);
     free(path);
 }
@@ -147,32 +150,63 @@ static void cut(const char *name, const char *text, const char *wanted)
 static void families_cut_as_their_models_do(void **state)
 {
     cut("gpt-2", "I'm 123 a  b\n", "I\1'm\1 123\1 a\1 \1 b\1\n");
-    cut("smollm", "a 123", "a\1 \1""1\1""2\1""3");
-    cut("qwen2", "I'M 12\n\n x", "I\1'M\1 \1""1\1""2\1\n\n\1 x");
-    cut("llama-bpe", "12345 (x)", "123\1""45\1 (\1x\1)");
-    cut("deepseek-llm", "ab  \n12", "ab\1  \1\n\1""12");
+    cut("smollm", "a 123",
+        "a\1 \1"
+        "1\1"
+        "2\1"
+        "3");
+    cut("qwen2", "I'M 12\n\n x",
+        "I\1'M\1 \1"
+        "1\1"
+        "2\1\n\n\1 x");
+    cut("llama-bpe", "12345 (x)",
+        "123\1"
+        "45\1 (\1x\1)");
+    cut("deepseek-llm", "ab  \n12",
+        "ab\1  \1\n\1"
+        "12");
     cut("deepseek-llm", "ab c  ", "ab\1 c\1  ");
-    cut("falcon", "12345,$x", "123\1""45\1,$\1x");
+    cut("falcon", "12345,$x",
+        "123\1"
+        "45\1,$\1x");
     cut("bloom", "a b,c", "a\1 b\1,\1c");
     cut("tekken", "HelloWorld ABCdef", "Hello\1World\1 ABCdef");
-    cut("", "ab1234", "ab\1""123\1""4");
+    cut("", "ab1234",
+        "ab\1"
+        "123\1"
+        "4");
 }
 
 /* U+0085 is white space, U+001C, U+180E and U+200B are not. */
 static void white_space_is_the_unicode_property(void **state)
 {
     cut("gpt-2", "a\xC2\x85 b", "a\1\xC2\x85\1 b");
-    cut("gpt-2", "a\x1C" "b", "a\1\x1C\1" "b");
+    cut("gpt-2",
+        "a\x1C"
+        "b",
+        "a\1\x1C\1"
+        "b");
     cut("gpt-2", "a \xE1\xA0\x8E", "a\1 \xE1\xA0\x8E");
     cut("gpt-2", "a \xE2\x80\x8B", "a\1 \xE2\x80\x8B");
 }
 
-/* Half a million of one character, in every family, with and without something behind: nothing may be
- * lost, and the time must not be that of a square. */
+/* Half a million of one character, in every family, with and without something behind: nothing may
+ * be lost, and the time must not be that of a square. */
 static void long_runs_are_cut_without_loss(void **state)
 {
-    static const char *const units[] = {" ", "\n", "a", "A", "1", "!", "\xE4\xB8\x80", "\xCC\x81",
-                                        " a", "\r\n", "\t \n", "'s", "\xF0\x9F\x98\x80"};
+    static const char *const units[] = {" ",
+                                        "\n",
+                                        "a",
+                                        "A",
+                                        "1",
+                                        "!",
+                                        "\xE4\xB8\x80",
+                                        "\xCC\x81",
+                                        " a",
+                                        "\r\n",
+                                        "\t \n",
+                                        "'s",
+                                        "\xF0\x9F\x98\x80"};
     enum { REPEATS = 300000 };
     for (size_t f = 0; f < BASE_COUNT(families); f++) {
         struct pretokenizer *p = open_name(families[f].name);

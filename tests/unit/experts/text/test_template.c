@@ -3,7 +3,7 @@
 
 #include <pthread.h>
 
-/* ---- refusals -------------------------------------------------------------------------------------- */
+/* ---- refusals -------------------------------------------------------------------------------- */
 
 static void unsupported_syntax_is_named_with_its_line(void **state)
 {
@@ -57,7 +57,8 @@ static void syntax_errors_name_the_line(void **state)
 
 static void errors_while_rendering_name_cause_and_line(void **state)
 {
-    text_fails("\n\n{{ n + 'x' }}", ERR_INVALID, "line 3: unsupported operand type(s) for +: 'NoneType'");
+    text_fails("\n\n{{ n + 'x' }}", ERR_INVALID,
+               "line 3: unsupported operand type(s) for +: 'NoneType'");
     text_fails("{{ 'x' + 1 }}", ERR_INVALID, "can only concatenate str (not \"int\")");
     text_fails("{{ nope.attr }}", ERR_INVALID, "'nope' is undefined");
     text_fails("{{ d.nope.attr }}", ERR_INVALID, "'dict object' has no attribute 'nope'");
@@ -89,14 +90,15 @@ static void raised_messages_come_through_as_they_are(void **state)
 {
     struct buf out = {0};
     struct err e = {0};
-    assert_int_equal(text_render("{{ raise_exception('Roles must alternate: \\u00e9' ~ 7) }}", "{}",
-                                 &out, &e),
-                     ERR_INVALID);
-    assert_string_equal(e.msg, "Roles must alternate: \xC3\xA9" "7");
+    assert_int_equal(
+        text_render("{{ raise_exception('Roles must alternate: \\u00e9' ~ 7) }}", "{}", &out, &e),
+        ERR_INVALID);
+    assert_string_equal(e.msg, "Roles must alternate: \xC3\xA9"
+                               "7");
     buf_done(&out);
 }
 
-/* ---- variables --------------------------------------------------------------------------------------- */
+/* ---- variables ------------------------------------------------------------------------------- */
 
 static void variables_are_those_of_the_chat_code(void **state)
 {
@@ -104,7 +106,8 @@ static void variables_are_those_of_the_chat_code(void **state)
     struct err e;
     struct buf out = {0};
     static const char source[] =
-        "{{ messages | length }}{{ tools is none }}{{ documents is none }}{{ add_generation_prompt }}"
+        "{{ messages | length }}{{ tools is none }}{{ documents is none }}{{ add_generation_prompt "
+        "}}"
         "{{ bos_token }}{{ eos_token is defined }}{{ extra1 }}{{ (extra2 | d({})).x }}";
     unit_ok(template_parse(source, sizeof(source) - 1, &t, &e), &e);
     struct template_input in = {.messages_json = "[{}]",
@@ -146,7 +149,8 @@ static void the_list_of_features_is_true(void **state)
 {
     const char *const *f = template_features();
     for (; *f != NULL; f++) {
-        bool is_filters = strncmp(*f, "filters: ", 9) == 0, is_tests = strncmp(*f, "tests: ", 7) == 0;
+        bool is_filters = strncmp(*f, "filters: ", 9) == 0,
+             is_tests = strncmp(*f, "tests: ", 7) == 0;
         if (!is_filters && !is_tests)
             continue;
         char *names = mem_strdup(strchr(*f, ' ') + 1), *save = NULL;
@@ -164,7 +168,7 @@ static void the_list_of_features_is_true(void **state)
     }
 }
 
-/* ---- threads ------------------------------------------------------------------------------------------- */
+/* ---- threads --------------------------------------------------------------------------------- */
 
 struct shared {
     const struct chat_template *t;
@@ -174,7 +178,8 @@ struct shared {
 static void *render_many(void *arg)
 {
     struct shared *s = arg;
-    struct template_input in = {.messages_json = "[{\"role\": \"user\", \"content\": \"h\\u00e9\"}]"};
+    struct template_input in = {.messages_json =
+                                    "[{\"role\": \"user\", \"content\": \"h\\u00e9\"}]"};
     s->same = true;
     for (int i = 0; i < 200; i++) {
         struct buf out = {0};

@@ -1,5 +1,5 @@
-/* The template language, construct by construct. Every expected text is what jinja2 3.1.6 gives with the
- * settings of the Python chat code. The variables are those of text.c. */
+/* The template language, construct by construct. Every expected text is what jinja2 3.1.6 gives
+ * with the settings of the Python chat code. The variables are those of text.c. */
 #include "tests/unit/experts/text/text.h"
 
 static void arithmetic_follows_python(void **state)
@@ -381,22 +381,14 @@ static void white_space_is_controlled(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(arithmetic_follows_python),
-        cmocka_unit_test(logic_gives_operands),
-        cmocka_unit_test(comparisons_chain),
-        cmocka_unit_test(subscripts_and_slices),
-        cmocka_unit_test(values_print_as_in_python),
-        cmocka_unit_test(filters_on_text),
-        cmocka_unit_test(filters_on_numbers),
-        cmocka_unit_test(filters_on_sequences),
-        cmocka_unit_test(tojson_writes_as_json_dumps),
-        cmocka_unit_test(tests_answer),
-        cmocka_unit_test(methods_of_strings),
-        cmocka_unit_test(methods_of_dicts_and_lists),
-        cmocka_unit_test(loops_have_their_variables),
-        cmocka_unit_test(scopes_follow_jinja),
-        cmocka_unit_test(macros_take_arguments),
-        cmocka_unit_test(white_space_is_controlled),
+        cmocka_unit_test(arithmetic_follows_python),   cmocka_unit_test(logic_gives_operands),
+        cmocka_unit_test(comparisons_chain),           cmocka_unit_test(subscripts_and_slices),
+        cmocka_unit_test(values_print_as_in_python),   cmocka_unit_test(filters_on_text),
+        cmocka_unit_test(filters_on_numbers),          cmocka_unit_test(filters_on_sequences),
+        cmocka_unit_test(tojson_writes_as_json_dumps), cmocka_unit_test(tests_answer),
+        cmocka_unit_test(methods_of_strings),          cmocka_unit_test(methods_of_dicts_and_lists),
+        cmocka_unit_test(loops_have_their_variables),  cmocka_unit_test(scopes_follow_jinja),
+        cmocka_unit_test(macros_take_arguments),       cmocka_unit_test(white_space_is_controlled),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -24,9 +24,10 @@ static void recursion_is_limited(void **state)
         free(source);
     }
     /* Two macros that call one another through a test of loops and filters. */
-    text_fails("{% macro a(n) %}{% for i in [n] | map('string') %}{{ b(n) }}{% endfor %}{% endmacro %}"
-               "{% macro b(n) %}{% filter upper %}{{ a(n) }}{% endfilter %}{% endmacro %}{{ a(1) }}",
-               ERR_TOO_LARGE, "deep");
+    text_fails(
+        "{% macro a(n) %}{% for i in [n] | map('string') %}{{ b(n) }}{% endfor %}{% endmacro %}"
+        "{% macro b(n) %}{% filter upper %}{{ a(n) }}{% endfilter %}{% endmacro %}{{ a(1) }}",
+        ERR_TOO_LARGE, "deep");
 }
 
 static void memory_and_text_are_limited(void **state)
@@ -62,8 +63,9 @@ static void building_text_by_adding_is_linear(void **state)
                "{% endfor %}{{ ns.s | length }}",
                "980000");
     /* What was grown in place does not change what others hold. */
-    text_gives("{% set a = s + 'x' %}{% set b = a + 'y' %}{% set c = a + 'z' %}{{ a }}{{ b }}{{ c }}",
-               "Hello, WorldxHello, WorldxyHello, Worldxz");
+    text_gives(
+        "{% set a = s + 'x' %}{% set b = a + 'y' %}{% set c = a + 'z' %}{{ a }}{{ b }}{{ c }}",
+        "Hello, WorldxHello, WorldxyHello, Worldxz");
 }
 
 static void nesting_of_the_source_is_limited(void **state)
@@ -71,8 +73,8 @@ static void nesting_of_the_source_is_limited(void **state)
     static const struct {
         const char *open, *middle, *close;
     } forms[] = {
-        {"(", "1", ")"},     {"[", "1", "]"},  {"not ", "1", ""}, {"-", "1", ""},
-        {"{1:", "1", "}"},   {"1 + ", "1", ""}, {"i.x", "", ""},   {"f(", "", ")"},
+        {"(", "1", ")"},           {"[", "1", "]"},   {"not ", "1", ""},   {"-", "1", ""},
+        {"{1:", "1", "}"},         {"1 + ", "1", ""}, {"i.x", "", ""},     {"f(", "", ")"},
         {"1 if 1 else ", "1", ""}, {"1 ~ ", "1", ""}, {"1 and ", "1", ""}, {"i|", "d", ""},
     };
     for (size_t i = 0; i < BASE_COUNT(forms); i++) {

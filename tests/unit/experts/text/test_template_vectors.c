@@ -1,12 +1,12 @@
-/* Chat templates against what Python's chat code renders: real models' templates over conversations, and
- * single features. */
+/* Chat templates against what Python's chat code renders: real models' templates over
+ * conversations, and single features. */
 #include "tests/unit/experts/text/text.h"
 
 struct tally {
     size_t cases, wrong;
     char *source_name, *source; /* the template read last */
     size_t source_len;
-    json_t *context;            /* of the features */
+    json_t *context; /* of the features */
 };
 
 static void load_source(struct tally *v, const char *name)
@@ -33,7 +33,8 @@ static char *member_json(const json_t *o, const char *key)
     return m == NULL || json_is_null(m) ? NULL : json_dumps(m, JSON_ENCODE_ANY);
 }
 
-/* What came out against what the line wants; an error of Python's own allows anything but a crash. */
+/* What came out against what the line wants; an error of Python's own allows anything but a crash.
+ */
 static void judge(struct tally *v, const json_t *o, bool raised, enum err_code rc,
                   const struct buf *out, const struct err *e, const char *name)
 {
@@ -51,8 +52,7 @@ static void judge(struct tally *v, const json_t *o, bool raised, enum err_code r
         return;
     v->wrong++;
     char shown[240];
-    print_message("%s: %s\n", name,
-                  rc == ERR_OK ? text_show(out->data, out->len, shown) : e->msg);
+    print_message("%s: %s\n", name, rc == ERR_OK ? text_show(out->data, out->len, shown) : e->msg);
 }
 
 static void render_line(void *ctx, const json_t *o)
@@ -66,14 +66,14 @@ static void render_line(void *ctx, const json_t *o)
     struct err e = {0};
     char *messages = member_json(o, "messages"), *tools = member_json(o, "tools");
     char *extra = member_json(o, "extra");
-    struct template_input in = {
-        .messages_json = messages,
-        .tools_json = tools,
-        .extra_json = extra,
-        .add_generation_prompt = json_is_true(json_object_get(o, "add_generation_prompt")),
-        .bos_token = json_string_value(json_object_get(o, "bos_token")),
-        .eos_token = json_string_value(json_object_get(o, "eos_token")),
-        .now = 1721984703};
+    struct template_input in = {.messages_json = messages,
+                                .tools_json = tools,
+                                .extra_json = extra,
+                                .add_generation_prompt =
+                                    json_is_true(json_object_get(o, "add_generation_prompt")),
+                                .bos_token = json_string_value(json_object_get(o, "bos_token")),
+                                .eos_token = json_string_value(json_object_get(o, "eos_token")),
+                                .now = 1721984703};
     unit_ok(template_parse(v->source, v->source_len, &t, &e), &e);
     enum err_code rc = template_render(t, &in, &out, &e);
     bool raised = json_is_true(json_object_get(o, "error_from_template"));

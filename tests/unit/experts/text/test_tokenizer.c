@@ -26,14 +26,13 @@ static void expect(const struct tokenizer *t, const char *text, bool parse_speci
     text_expect_ids(t, text, strlen(text), parse_special, ids, n);
 }
 
-/* Ids: bytes 0..255 are themselves; 256 "ab", 257 "abc", 258 "bc", 259 <|end|> control, 260 <tool> user,
- * 261 <tool>x user, 262 [UNK] unknown, 263 unused. */
+/* Ids: bytes 0..255 are themselves; 256 "ab", 257 "abc", 258 "bc", 259 <|end|> control, 260 <tool>
+ * user, 261 <tool>x user, 262 [UNK] unknown, 263 unused. */
 static struct tokenizer *byte_tokenizer(const char *pre)
 {
-    static const struct made_token tokens[] = {{"ab", 0, 0},      {"abc", 0, 0},
-                                               {"bc", 0, 0},      {"<|end|>", 3, 0},
-                                               {"<tool>", 4, 0},  {"<tool>x", 4, 0},
-                                               {"[UNK]", 2, 0},   {"[PAD1]", 5, 0}};
+    static const struct made_token tokens[] = {
+        {"ab", 0, 0},     {"abc", 0, 0},     {"bc", 0, 0},    {"<|end|>", 3, 0},
+        {"<tool>", 4, 0}, {"<tool>x", 4, 0}, {"[UNK]", 2, 0}, {"[PAD1]", 5, 0}};
     static const char *const merges[] = {"a b", "b c", "ab c"};
     struct made m = {0};
     made_byte_vocab(&m, pre, "", tokens, BASE_COUNT(tokens), merges, BASE_COUNT(merges));
@@ -94,8 +93,8 @@ static void invalid_utf8_becomes_replacement_characters(void **state)
         const char *bytes;
         unsigned parts;
     } cases[] = {
-        {"\xFF", 1},          {"\xC0\x80", 2},     {"\xE2\x82", 1},         {"\xED\xA0\x80", 3},
-        {"\xF0\x90\x80", 1},  {"\xF4\x90\x80\x80", 4}, {"\x80\x80", 2},     {"\xF0\x80\x80\x80", 4},
+        {"\xFF", 1},         {"\xC0\x80", 2},         {"\xE2\x82", 1}, {"\xED\xA0\x80", 3},
+        {"\xF0\x90\x80", 1}, {"\xF4\x90\x80\x80", 4}, {"\x80\x80", 2}, {"\xF0\x80\x80\x80", 4},
     };
     for (size_t i = 0; i < BASE_COUNT(cases); i++) {
         struct buf wanted = {0};
@@ -202,19 +201,19 @@ static void a_stream_holds_torn_characters_back(void **state)
     tokenizer_close(&t);
 }
 
-/* ---- SentencePiece ------------------------------------------------------------------------------- */
+/* ---- SentencePiece --------------------------------------------------------------------------- */
 
 #define SPACE "\xE2\x96\x81"
 
-/* 0 <unk>, 1 <s>, 2 </s>, 3 ▁, 4 a, 5 b, 6 c, 7 ab, 8 bc, 9 ▁a, 10 <0x0A>, 11..13 bytes of é and one
- * more, 14 abc unused, 15 "<s" */
+/* 0 <unk>, 1 <s>, 2 </s>, 3 _, 4 a, 5 b, 6 c, 7 ab, 8 bc, 9 _a, 10 <0x0A>, 11..13 bytes of e-acute
+ * and one more, 14 abc unused, 15 "<s" */
 static struct tokenizer *spm_tokenizer(bool prefix)
 {
     static const struct made_token tokens[] = {
-        {"<unk>", 2, 0},     {"<s>", 3, 0},       {"</s>", 3, 0},      {SPACE, 0, -10},
-        {"a", 0, -11},       {"b", 0, -12},       {"c", 0, -13},       {"ab", 0, -2},
-        {"bc", 0, -1},       {SPACE "a", 0, -3},  {"<0x0A>", 6, 0},    {"<0xC3>", 6, 0},
-        {"<0xA9>", 6, 0},    {"<0xE4>", 6, 0},    {"abc", 5, -0.5f},   {"<s", 0, -4}};
+        {"<unk>", 2, 0},  {"<s>", 3, 0},      {"</s>", 3, 0},    {SPACE, 0, -10},
+        {"a", 0, -11},    {"b", 0, -12},      {"c", 0, -13},     {"ab", 0, -2},
+        {"bc", 0, -1},    {SPACE "a", 0, -3}, {"<0x0A>", 6, 0},  {"<0xC3>", 6, 0},
+        {"<0xA9>", 6, 0}, {"<0xE4>", 6, 0},   {"abc", 5, -0.5f}, {"<s", 0, -4}};
     struct made m = {0};
     made_vocab(&m, "llama", tokens, BASE_COUNT(tokens));
     const uint8_t flag = prefix;
@@ -271,15 +270,23 @@ static void control_tokens_can_not_be_spelled(void **state)
     tokenizer_close(&t);
 }
 
-/* ---- WordPiece ------------------------------------------------------------------------------------- */
+/* ---- WordPiece ------------------------------------------------------------------------------- */
 
 static struct tokenizer *wpm_tokenizer(void)
 {
     /* 0 [UNK] 1 [CLS] 2 [SEP] 3 _un 4 aff 5 able 6 _a 7 _, 8 _e 9 cole 10 _中 11 b */
-    static const struct made_token tokens[] = {
-        {"[UNK]", 3, 0},     {"[CLS]", 3, 0},     {"[SEP]", 3, 0},     {SPACE "un", 0, 0},
-        {"aff", 0, 0},       {"able", 0, 0},      {SPACE "a", 0, 0},   {SPACE ",", 0, 0},
-        {SPACE "e", 0, 0},   {"cole", 0, 0},      {SPACE "\xE4\xB8\xAD", 0, 0}, {"b", 0, 0}};
+    static const struct made_token tokens[] = {{"[UNK]", 3, 0},
+                                               {"[CLS]", 3, 0},
+                                               {"[SEP]", 3, 0},
+                                               {SPACE "un", 0, 0},
+                                               {"aff", 0, 0},
+                                               {"able", 0, 0},
+                                               {SPACE "a", 0, 0},
+                                               {SPACE ",", 0, 0},
+                                               {SPACE "e", 0, 0},
+                                               {"cole", 0, 0},
+                                               {SPACE "\xE4\xB8\xAD", 0, 0},
+                                               {"b", 0, 0}};
     struct made m = {0};
     made_vocab(&m, "bert", tokens, BASE_COUNT(tokens));
     made_u32(&m, "tokenizer.ggml.unknown_token_id", 0);
@@ -294,9 +301,18 @@ static void words_are_spelled_with_the_longest_pieces(void **state)
     expect(t, "unaffable", false, "3 4 5");
     expect(t, "  Unaffable ,a", false, "3 4 5 7 6");
     expect(t, "unaffably", false, "0"); /* the whole word, not the rest */
-    expect(t, "\xC3\x89" "cole", false, "8 9"); /* É: lower case, without its accent */
-    expect(t, "a\xE4\xB8\xAD" "a", false, "6 10 6");
-    expect(t, "a\tb\x01" "b", false, "6 0"); /* controls vanish; "_b" is no start of a word */
+    expect(t,
+           "\xC3\x89"
+           "cole",
+           false, "8 9"); /* É: lower case, without its accent */
+    expect(t,
+           "a\xE4\xB8\xAD"
+           "a",
+           false, "6 10 6");
+    expect(t,
+           "a\tb\x01"
+           "b",
+           false, "6 0"); /* controls vanish; "_b" is no start of a word */
     expect(t, "\xE2\x80\x8B", false, "");
     expect(t, "[CLS]a[SEP]", true, "1 6 2");
     assert_true(tokenizer_bos(t) == 1 && tokenizer_eos(t) == 2 && tokenizer_add_bos(t));
@@ -323,7 +339,7 @@ static void words_beyond_100_characters_are_unknown(void **state)
     tokenizer_close(&t);
 }
 
-/* ---- files that are wrong ------------------------------------------------------------------------------ */
+/* ---- files that are wrong -------------------------------------------------------------------- */
 
 static void refuse(struct made *m, enum err_code code, const char *says)
 {

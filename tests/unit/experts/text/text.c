@@ -5,7 +5,7 @@
 
 #include "experts/gguf.h"
 
-/* ---- files --------------------------------------------------------------------------------------- */
+/* ---- files ----------------------------------------------------------------------------------- */
 
 bool text_each_line(const char *name, void (*line)(void *ctx, const json_t *object), void *ctx)
 {
@@ -47,8 +47,7 @@ const char *text_member(const json_t *object, const char *key, size_t *ret_len)
 
 char *text_base64(const char *text, size_t *ret_len)
 {
-    static const char digits[] =
-        "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    static const char digits[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     char *out = mem_alloc(strlen(text) + 1);
     size_t n = 0;
     uint32_t bits = 0;
@@ -78,7 +77,7 @@ const char *text_show(const char *s, size_t len, char out[240])
     return out;
 }
 
-/* ---- vocabularies -------------------------------------------------------------------------------- */
+/* ---- vocabularies ---------------------------------------------------------------------------- */
 
 static void made_numbers(struct made *m, const char *key, uint32_t elem, const void *values,
                          uint64_t count)
@@ -128,7 +127,7 @@ void made_byte_vocab(struct made *m, const char *pre, const char *without,
                      size_t merges_count)
 {
     struct made_token *all = mem_array(256 + count, sizeof(*all));
-    char (*texts)[8] = mem_array(256, sizeof(*texts));
+    char(*texts)[8] = mem_array(256, sizeof(*texts));
     size_t n = 0;
     for (unsigned byte = 0; byte < 256; byte++) {
         if (byte != 0 && strchr(without, (int)byte) != NULL)
@@ -192,7 +191,7 @@ struct buf text_round_trip(const struct tokenizer *t, const char *text, size_t l
     return b;
 }
 
-/* ---- templates ----------------------------------------------------------------------------------- */
+/* ---- templates ------------------------------------------------------------------------------- */
 
 static char *member_text(const json_t *object, const char *key)
 {
