@@ -16,7 +16,9 @@ struct check {
     const struct ir_shape *shape;
     const struct ir_body_scope *scope;
     struct range *range; /* [ops], i32 values */
+    bool *varies;        /* [ops], may differ from lane to lane of the last dimension */
     uint32_t at;         /* op being checked */
+    uint32_t open[IR_REDUCE_DEPTH], depth; /* reduces it is inside of */
     struct err *e;
     enum err_code rc;
 };
@@ -353,8 +355,7 @@ static bool sees(const struct ir_body *b, uint32_t id, uint32_t parent)
 static void check_reduce(struct check *c, const struct ir_op *op)
 {
     uint32_t id = c->at;
-    if (op->carried < 1 || op->carried > IR_CARRIED || op->end <= id || op->end > c->b->count ||
-        op->reduce > IR_REDUCE_MAX) {
+    if (op->carried < 1 || op->carried > IR_CARRIED || op->reduce > IR_REDUCE_MAX) {
         bad(c, "malformed reduce");
         return;
     }
@@ -362,6 +363,8 @@ static void check_reduce(struct check *c, const struct ir_op *op)
     if (by_value ? op->imm != 0 || type_of(c, op->arg[4]) != IR_TYPE_I32
                  : op->imm == 0 || op->imm < IR_DIM_LOWEST)
         bad(c, "a reduce needs one count: a size or an i32 value");
+    if (by_value && c->varies[op->arg[4]])
+        bad(c, "the count of a reduce must be the same for all elements of a row");
     if (op->reduce != IR_REDUCE_SEQ && op->carried != 1)
         bad(c, "only a seq reduce carries several values");
     for (uint32_t k = 0; k < op->carried; k++) {
@@ -413,20 +416,55 @@ static void check_leaf(struct check *c, const struct ir_op *op)
         bad(c, "of the wrong type");
 }
 
+/* Reduces are nested ranges of ops, and every op names the innermost one it is in. */
+static bool check_nesting(struct check *c, const struct ir_op *op)
+{
+    while (c->depth > 0 && c->at >= c->b->ops[c->open[c->depth - 1]].end)
+        c->depth--;
+    uint32_t inside = c->depth > 0 ? c->open[c->depth - 1] : IR_NONE;
+    if (op->parent != inside) {
+        bad(c, "is not inside the reduce it names");
+        return false;
+    }
+    if (op->code != IR_REDUCE)
+        return true;
+    uint32_t last = inside == IR_NONE ? c->b->count : c->b->ops[inside].end;
+    if (op->end <= c->at || op->end > last || c->depth == IR_REDUCE_DEPTH) {
+        bad(c, "malformed reduce");
+        return false;
+    }
+    c->open[c->depth++] = c->at;
+    return true;
+}
+
+/* How many arguments an op must have: its first so many, and no others. */
+static bool args_fit(const struct ir_op *op)
+{
+    uint32_t want = ir_code_args(op->code), given = 0;
+    if (op->code == IR_REDUCE) {
+        for (uint32_t i = 0; i < 4; i++) {
+            if ((op->arg[i] != IR_NONE) != (i < op->carried))
+                return false;
+        }
+        return true;
+    }
+    while (given < 5 && op->arg[given] != IR_NONE)
+        given++;
+    for (uint32_t i = given; i < 5; i++) {
+        if (op->arg[i] != IR_NONE)
+            return false;
+    }
+    return op->code == IR_LOAD ? given >= 1 && given <= 3 : given == want;
+}
+
 static bool check_args(struct check *c, const struct ir_op *op)
 {
-    uint32_t want = ir_code_args(op->code), arg[5], count = ir_op_args(op, arg);
+    uint32_t arg[5], count = ir_op_args(op, arg);
     if (op->code >= IR_CODES) {
         bad(c, "an unknown operation");
         return false;
     }
-    bool open_ended = op->code == IR_LOAD || op->code == IR_REDUCE;
-    for (uint32_t i = 0; i < want && !open_ended; i++) {
-        if (op->arg[i] == IR_NONE)
-            count = 0;
-    }
-    if (op->code == IR_LOAD ? count < 1 || count > 3 || op->arg[0] == IR_NONE
-                            : !open_ended && count != want) {
+    if (!args_fit(op)) {
         bad(c, "wrong number of arguments");
         return false;
     }
@@ -437,17 +475,29 @@ static bool check_args(struct check *c, const struct ir_op *op)
             return false;
         }
     }
-    if (op->parent != IR_NONE && (op->parent >= c->at || c->b->ops[op->parent].code != IR_REDUCE ||
-                                  c->at >= c->b->ops[op->parent].end)) {
-        bad(c, "is not inside the reduce it names");
-        return false;
-    }
     return true;
+}
+
+/* Conservative: what a reduce carries may become anything. */
+static bool may_vary(const struct check *c, const struct ir_op *op)
+{
+    uint32_t arg[5], count = ir_op_args(op, arg);
+    if (op->code == IR_RINDEX)
+        return false;
+    if (op->code == IR_CARRIED_VALUE || op->code == IR_RESULT || op->code == IR_REDUCE)
+        return true;
+    if (op->code == IR_INDEX)
+        return (uint32_t)op->imm + 1 == c->shape->rank;
+    for (uint32_t i = 0; i < count; i++) {
+        if (c->varies[arg[i]])
+            return true;
+    }
+    return false;
 }
 
 static void check_op(struct check *c, const struct ir_op *op)
 {
-    if (!check_args(c, op))
+    if (!check_nesting(c, op) || !check_args(c, op))
         return;
     switch (op->code) {
     case IR_CONST:
@@ -484,7 +534,10 @@ static void check_op(struct check *c, const struct ir_op *op)
     default:
         check_arithmetic(c, op);
     }
-    if (c->rc == ERR_OK && op->type == IR_TYPE_I32)
+    if (c->rc != ERR_OK)
+        return;
+    c->varies[c->at] = may_vary(c, op);
+    if (op->type == IR_TYPE_I32)
         c->range[c->at] = range_of(c, op);
 }
 
@@ -523,6 +576,7 @@ enum err_code ir_verify_body(const struct ir_body *b, const struct ir_shape *sha
         return err_set(e, ERR_INVALID, "graph %s: %s: too many operations or an open reduce",
                        scope->graph->name, scope->what);
     c.range = mem_array(BASE_MAX(b->count, 1u), sizeof(*c.range));
+    c.varies = mem_array(BASE_MAX(b->count, 1u), sizeof(*c.varies));
     check_shape(&c);
     for (uint32_t i = 0; i < b->count && c.rc == ERR_OK; i++) {
         c.at = i;
@@ -532,5 +586,6 @@ enum err_code ir_verify_body(const struct ir_body *b, const struct ir_shape *sha
     if (c.rc == ERR_OK)
         check_result(&c);
     free(c.range);
+    free(c.varies);
     return c.rc;
 }

@@ -468,7 +468,7 @@ static enum err_code order(struct fuse *f)
             done[best] = true;
         }
     }
-    if (rc == ERR_OK)
+    if (rc == ERR_OK && s->count > 0)
         memcpy(s->clusters, sorted, s->count * sizeof(*sorted));
     free(sorted);
     free(done);

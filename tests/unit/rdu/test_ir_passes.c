@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "rdu/ir/interp.h"
 #include "rdu/opt/opt.h"
 #include "tests/unit/rdu/ir_model.h"
 
@@ -422,6 +423,119 @@ static void passes_keep_the_bits_of_random_graphs(void **state)
     assert_true(interesting > seeds / 2); /* most graphs compute real numbers */
 }
 
+/* ---- damaged bodies ------------------------------------------------------------------------- */
+
+/* One field of one op set to something near, something far, or nonsense. */
+static void damage(struct ir_body *b, struct rng *r)
+{
+    struct ir_op *op = &b->ops[rng_below(r, b->count)];
+    uint32_t value = (uint32_t)rng_below(r, 4) == 0 ? (uint32_t)rng_u64(r)
+                                                    : (uint32_t)rng_below(r, b->count + 2);
+    switch (rng_below(r, 8)) {
+    case 0:
+        op->code = (uint32_t)rng_below(r, IR_CODES + 1);
+        break;
+    case 1:
+        op->type = (uint32_t)rng_below(r, 5);
+        break;
+    case 2:
+        op->imm = (int32_t)rng_below(r, 100) - 20;
+        break;
+    case 3:
+        op->parent = rng_below(r, 3) ? value : IR_NONE;
+        break;
+    case 4:
+        op->end = value;
+        break;
+    case 5:
+        op->yield[rng_below(r, IR_CARRIED)] = value;
+        break;
+    case 6:
+        op->carried = (uint32_t)rng_below(r, 5);
+        break;
+    default:
+        op->arg[rng_below(r, 5)] = rng_below(r, 5) ? value : IR_NONE;
+    }
+}
+
+/* Runs the body over the first T rows of x and y. */
+static void run_body(const struct ir_body *b, const struct ir_shape *shape,
+                     const struct rdu_graph *g, float *x, float *y, float *out)
+{
+    struct ir_exec_loop l;
+    struct rdu_args args = {.n_tokens = T, .n_outs = 2};
+    struct ir_env e = {.graph = g, .args = &args, .section = RDU_SECTION_HEAD, .n_tokens = T};
+    struct ir_tensor t[3] = {
+        {x, W, 1, IR_ELEM_F32, NULL}, {y, W, 1, IR_ELEM_F32, NULL}, {out, W, 1, IR_ELEM_F32, NULL}};
+    e.operand[0] = &t[0];
+    e.operand[1] = &t[1];
+    ir_lower(b, shape, &l);
+    ir_run_loop(&l, &e, &t[2]);
+    ir_lower_done(&l);
+}
+
+/* Nested reduces with counts read from damaged constants could run for years. */
+static bool runs_long(const struct ir_body *b)
+{
+    for (uint32_t i = 0; i < b->count; i++) {
+        const struct ir_op *op = &b->ops[i];
+        if (op->code == IR_REDUCE && (op->arg[4] != IR_NONE || op->imm > 100))
+            return true;
+    }
+    return false;
+}
+
+/* Whatever the verifier lets pass can be interpreted (run under ASan to see more than a crash), and
+ * simplifies to the same bits. */
+static void what_the_verifier_accepts_is_safe_to_run(void **state)
+{
+    struct rdu_graph *g = rdu_graph_open("t", RDU_NUMERICS_F32);
+    struct rng r;
+    float *x = mem_array(T * W, sizeof(*x)), *y = mem_array(T * W, sizeof(*y));
+    float *out = mem_array(T * W, sizeof(*out)), *again = mem_array(T * W, sizeof(*again));
+    uint32_t accepted = 0, refused = 0;
+    rng_init(&r, 4711);
+    for (int i = 0; i < T * W; i++) {
+        x[i] = model_normal(&r);
+        y[i] = model_normal(&r);
+    }
+    for (uint64_t seed = 1; seed <= 6000; seed++) {
+        struct ir_shape shape = random_shape(&r);
+        struct ir_body b = random_body(seed, shape, 2), simple;
+        struct ir_shape operand[2] = {ir_shape2(IR_ELEM_F32, RDU_DIM_TOKENS, W),
+                                      ir_shape2(IR_ELEM_F32, RDU_DIM_TOKENS, W)};
+        struct ir_body_scope scope = {.graph = g,
+                                      .section = RDU_SECTION_HEAD,
+                                      .operand = operand,
+                                      .operands = 2,
+                                      .what = "damaged"};
+        struct err e = {0};
+        assert_int_equal(ir_verify_body(&b, &shape, &scope, &e), ERR_OK);
+        for (uint64_t n = 1 + rng_below(&r, 2); n > 0; n--)
+            damage(&b, &r);
+        bool good = ir_verify_body(&b, &shape, &scope, &e) == ERR_OK;
+        accepted += good;
+        refused += !good;
+        if (good && !runs_long(&b)) {
+            run_body(&b, &shape, g, x, y, out);
+            ir_body_simplify(&b, &simple, NULL);
+            if (ir_verify_body(&simple, &shape, &scope, &e) != ERR_OK)
+                fail_msg("seed %llu: simplified: %s", (unsigned long long)seed, e.msg);
+            run_body(&simple, &shape, g, x, y, again);
+            if (!same_bits(out, again, T * W))
+                fail_msg("seed %llu: simplifying changed the bits", (unsigned long long)seed);
+            ir_body_done(&simple);
+        }
+        ir_body_done(&b);
+    }
+    assert_true(accepted > 300 && refused > 300);
+    free(x);
+    free(y);
+    free(out);
+    free(again);
+    rdu_graph_close(&g);
+}
+
 /* ---- single rewrites ------------------------------------------------------------------------- */
 
 static struct ir_body simplified(struct ir_body *b, struct ir_simplify_counts *counts)
@@ -531,6 +645,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(passes_keep_the_bits_of_random_graphs),
+        cmocka_unit_test(what_the_verifier_accepts_is_safe_to_run),
         cmocka_unit_test(identities_are_applied_only_where_exact),
         cmocka_unit_test(constants_fold_dead_ops_go_and_invariants_move),
         cmocka_unit_test(scaling_by_one_disappears),

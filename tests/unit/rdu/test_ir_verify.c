@@ -203,6 +203,23 @@ static void malformed_reduces_are_refused(void **state)
     refused(g, ERR_INVALID, "open reduce");
 }
 
+static void a_count_that_differs_along_a_row_is_refused(void **state)
+{
+    for (uint32_t dim = 0; dim < 2; dim++) {
+        struct ir_body b;
+        ir_body_init(&b);
+        uint32_t count = ir_op2(&b, IR_MIN, ir_index(&b, dim), ir_i32(&b, 3));
+        uint32_t r = begin(&b, IR_REDUCE_SEQ, 0, count, ir_f32(&b, 1.0f));
+        uint32_t next = ir_op1(&b, IR_NEG, ir_reduce_carried(&b, r, 0));
+        ir_reduce_end(&b, r, &next);
+        b.result = ir_reduce_result(&b, r, 0);
+        struct rdu_graph *g = graph_around(rows64(), &b, true);
+        struct err e = {0};
+        assert_int_equal(ir_verify(g, &e), dim == 0 ? ERR_OK : ERR_INVALID);
+        rdu_graph_close(&g);
+    }
+}
+
 static void values_from_inside_a_reduce_are_refused_outside(void **state)
 {
     struct ir_body b;
@@ -542,6 +559,7 @@ int main(void)
         cmocka_unit_test(a_body_without_value_is_refused),
         cmocka_unit_test(an_operand_that_is_not_there_is_refused),
         cmocka_unit_test(malformed_reduces_are_refused),
+        cmocka_unit_test(a_count_that_differs_along_a_row_is_refused),
         cmocka_unit_test(values_from_inside_a_reduce_are_refused_outside),
         cmocka_unit_test(kv_in_a_plain_loop_is_refused),
         cmocka_unit_test(an_empty_domain_is_refused),
