@@ -1,5 +1,6 @@
 /* The simulator's memory: experts in one pool, moved by memtier's policies. Belady's policy lives here
  * and not in memtier, because only a replay knows the future. */
+#include <assert.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -88,6 +89,7 @@ bool sim_memory_load(struct sim_memory *m, uint32_t expert)
     m->queue[m->queue_count++] = expert;
     m->experts[expert].place = SIM_LOADING;
     m->used += m->expert_bytes;
+    assert(m->used + m->kv_used <= m->capacity);
     m->loads++;
     return true;
 }
@@ -97,6 +99,7 @@ bool sim_memory_take_kv(struct sim_memory *m, uint64_t bytes)
     if (!make_room(m, bytes))
         return false;
     m->kv_used += bytes;
+    assert(m->used + m->kv_used <= m->capacity);
     return true;
 }
 

@@ -27,9 +27,10 @@ enum err_code coe_init(struct coe *c, const char *const *files, size_t files_cou
 {
     static const char *const names[COE_CHIPS] = {"sn40l", "dgx-a100", "dgx-h100"};
     /* 150 experts are the paper's. It does not say how long prompts are, nor what the router writes: 200
-     * tokens, and as many as the shorter of the two workloads. Neither is fitted. */
+     * tokens, and as many as the shorter of the two workloads. Neither is fitted. 40,000 prompts are so
+     * many that the experts, which are drawn, move no ratio by more than 0.02. */
     *c = (struct coe){.shape = rdu_shape_find("llama2-7b"), .mode = COE_PAPER, .experts = 150,
-                      .prompt = 200, .router_tokens = 20};
+                      .prompt = 200, .router_tokens = 20, .measured = 40000};
     for (int i = 0; i < COE_CHIPS; i++) {
         enum err_code code = rdu_chip_load(names[i], &c->chip[i], e);
         if (code != ERR_OK)
@@ -264,15 +265,12 @@ static void add_arithmetic(const struct coe *c, struct coe_rows *r)
     add_row(r, "dgx_nodes", 19, ceil((double)per_node / BASE_MAX(resident, 1u)), 0.5);
 }
 
-/* Batches enough that the miss ratio, which is drawn, moves no ratio by more than 0.02. */
-enum { MEASURED_PROMPTS = 40000 };
-
 static enum err_code overall_s(const struct coe *c, int chip, const struct coe_cell *cell, double *ret,
                                struct err *e)
 {
     struct coe_point p = {.chip = &c->chip[chip], .mode = c->mode, .experts = c->experts,
                           .batch = cell->batch, .prompt = c->prompt, .output = cell->output,
-                          .router_tokens = c->router_tokens, .batches = MEASURED_PROMPTS / cell->batch,
+                          .router_tokens = c->router_tokens, .batches = c->measured / cell->batch,
                           .hbm_scale = 1};
     struct coe_result m;
     enum err_code code = coe_measure(c, &p, &m, e);

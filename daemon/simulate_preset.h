@@ -20,6 +20,7 @@ struct coe {
     const struct rdu_shape *shape; /* of the router and of every expert */
     enum coe_mode mode;
     uint32_t experts, prompt, router_tokens;
+    uint32_t measured; /* prompts behind each overall cell of Table V */
 };
 /* The three chips as named; `files` replace them: one named like the A100 or H100 takes its place, any
  * other that of the node. */
