@@ -183,7 +183,7 @@ struct rdu_args {
     const uint32_t *window;     /* [n_layers] 0 = unlimited; NULL = all unlimited */
     const struct rdu_token_group *groups; /* covering all tokens in order */
     uint32_t groups_count;
-    float *x;                   /* [n_tokens, width] hidden state carried between stages */
+    float *x;                   /* [n_tokens, width rounded up to 16] hidden state between stages */
     float *logits;              /* [n_outs, vocab]; vocab padded up to RDU_GROUP as row stride */
     size_t logits_stride;       /* floats per row, >= vocab rounded up to RDU_GROUP */
 };
