@@ -22,15 +22,18 @@ void calibrate_softmax(const float *logits, size_t labels, double temperature, f
 static double mean_loss(const float *logits, size_t labels, const uint32_t *truth, size_t count,
                         double temperature)
 {
-    double loss = 0.0;
+    double loss = 0.0, soft = 1.0 / ((double)count + 2.0);
     for (size_t r = 0; r < count; r++) {
         const float *z = logits + r * labels;
-        double top = (double)z[0], sum = 0.0;
+        double top = (double)z[0], sum = 0.0, mean = 0.0;
         for (size_t i = 1; i < labels; i++)
             top = fmax(top, (double)z[i]);
-        for (size_t i = 0; i < labels; i++)
+        for (size_t i = 0; i < labels; i++) {
             sum += exp(((double)z[i] - top) / temperature);
-        loss += log(sum) - ((double)z[truth[r]] - top) / temperature;
+            mean += (double)z[i] / (double)labels;
+        }
+        double target = (1.0 - soft) * (double)z[truth[r]] + soft * mean;
+        loss += log(sum) - (target - top) / temperature;
     }
     return loss / (double)count;
 }

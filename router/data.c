@@ -149,6 +149,19 @@ enum err_code router_data_load(const char *path, struct router_data *ret, struct
     return ERR_OK;
 }
 
+enum err_code router_data_append(const char *path, struct router_data *d, struct err *e)
+{
+    struct router_data more;
+    enum err_code code = router_data_load(path, &more, e);
+    if (code != ERR_OK)
+        return code;
+    d->rows = mem_grow(d->rows, d->count + more.count, sizeof(*d->rows));
+    memcpy(d->rows + d->count, more.rows, more.count * sizeof(*more.rows));
+    d->count += more.count;
+    free(more.rows);
+    return ERR_OK;
+}
+
 void router_data_done(struct router_data *d)
 {
     for (size_t i = 0; i < d->count; i++) {

@@ -11,7 +11,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define TURNS_READ_MAX 4 /* earlier turns say nothing that these do not */
+#define TURNS_READ_MAX 4    /* earlier turns say nothing that these do not */
+#define STAY_REFERRING 0.97f /* chance to stay of a turn that refers back */
+/* A turn that refers back names no task, and what names no task looks like the generalist's: of its
+ * evidence for the generalist only this much counts. */
+#define GENERAL_REFERRING 0.1f
 
 const char *router_reason_name(enum router_reason r)
 {
@@ -58,12 +62,17 @@ static bool score_turn(const struct router_head *h, struct router_scratch *s,
     return true;
 }
 
-/* belief = normalised turn * (stay * belief + (1 - stay) / labels) */
-static void blend_turn(struct router_scratch *s, float stay)
+/* belief = normalised turn * (stay * belief + (1 - stay) / labels). The generalist is kept only by a turn
+ * that refers back: small talk before a request says nothing about the request. */
+static void blend_turn(const struct router_head *h, struct router_scratch *s, bool refers_back)
 {
+    float stay = refers_back ? BASE_MAX(STAY_REFERRING, h->header.stay) : h->header.stay;
     float sum = 0.0f, fresh = (1.0f - stay) / (float)s->labels;
     for (size_t i = 0; i < s->labels; i++) {
-        s->belief[i] = s->turn[i] * (stay * s->belief[i] + fresh);
+        bool general = (int)i == h->header.general_idx;
+        float kept = general && !refers_back ? 0.0f : stay * s->belief[i];
+        float evidence = general && refers_back ? GENERAL_REFERRING * s->turn[i] : s->turn[i];
+        s->belief[i] = evidence * (kept + fresh);
         sum += s->belief[i];
     }
     for (size_t i = 0; i < s->labels; i++)
@@ -79,7 +88,7 @@ bool decide_belief(const struct router_head *h, struct router_scratch *s,
         if (!score_turn(h, s, &turns[i]))
             continue;
         if (any)
-            blend_turn(s, followup_stay(turns[i].text, turns[i].len, h->header.stay));
+            blend_turn(h, s, followup_refers_back(turns[i].text, turns[i].len));
         else
             memcpy(s->belief, s->turn, s->labels * sizeof(float));
         any = true;

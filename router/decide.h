@@ -16,8 +16,7 @@ struct router_scratch {
 bool decide_belief(const struct router_head *h, struct router_scratch *s,
                    const struct router_turn *turns, size_t turns_count);
 
-/* Chance that this turn keeps the expert of the turn before: `stay`, or more if the text says so
- * ("and this one: ...", "same for ..."). */
-float followup_stay(const char *text, size_t len, float stay);
+/* Does the turn refer back to the one before ("and this one: ...", "same for ...")? */
+bool followup_refers_back(const char *text, size_t len);
 
 #endif

@@ -4,20 +4,22 @@
 #include <string.h>
 
 #define READ_MAX 96       /* bytes at the start of a turn in which a reference back stands */
-#define STAY_FOLLOWUP 0.97f
 
 /* At the start of the turn, as whole words. Written by hand: each is a way to say "once more". */
 static const char *const openers[] = {
-    "and", "also", "same", "again", "another", "next", "likewise", "ditto", "once more", "one more",
-    "what about", "how about", "now this", "now the", "now for", "now do", "then this", "this one",
-    "that one", "the next", "the following one", "this too", "do this", "do the same", "as well",
-    "similarly", "more", "plus", "or", "ok and", "okay and", "ok now", "okay now", "thanks",
-    "thank you", "great", "good", "et", "und", "y",
+    "additionally", "again", "also", "and", "another", "as before", "continue with", "ditto",
+    "do it for", "do that for", "do the same", "do this", "following", "for this one", "further",
+    "here is another", "here s another", "here is one more", "here s one more", "how about",
+    "instead", "likewise", "more", "next", "now", "ok and", "ok next", "ok now", "okay and",
+    "okay next", "okay now", "once more", "one more", "or", "plus", "repeat for", "repeat that for",
+    "same", "similarly", "that one", "the following one", "the next", "the other one", "the same",
+    "then", "this one", "this time", "this too", "try", "what about", "what if",
 };
 /* Anywhere near the start. */
 static const char *const phrases[] = {
-    "this one too", "same for", "same with", "same again", "same thing", "the same", "one more",
-    "another one", "next one", "as before", "like before", "as above", "likewise",
+    "another one", "as above", "as before", "just like before", "like before", "like that",
+    "one more", "same again", "same for", "same thing", "same with", "the next one", "the same",
+    "this one as well", "this one too",
 };
 
 static bool is_word(char c)
@@ -48,16 +50,16 @@ static bool at_word(const char *plain, const char *at, const char *cue)
     return (at == plain || at[-1] == ' ') && strncmp(at, cue, len) == 0 && at[len] == ' ';
 }
 
-float followup_stay(const char *text, size_t len, float stay)
+bool followup_refers_back(const char *text, size_t len)
 {
     char plain[READ_MAX + 2];
     plain_start(text, len, plain);
     for (size_t i = 0; i < BASE_COUNT(openers); i++)
         if (at_word(plain, plain, openers[i]))
-            return BASE_MAX(stay, STAY_FOLLOWUP);
+            return true;
     for (size_t i = 0; i < BASE_COUNT(phrases); i++)
         for (const char *at = plain; (at = strstr(at, phrases[i])); at++)
             if (at_word(plain, at, phrases[i]))
-                return BASE_MAX(stay, STAY_FOLLOWUP);
-    return stay;
+                return true;
+    return false;
 }

@@ -6,6 +6,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define NUMBER_MAX 1e6f /* of a bias or scale; with it no sum of logits overflows */
+
 #if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
 #error "head files are little endian and read without conversion"
 #endif
@@ -13,7 +15,6 @@ _Static_assert(sizeof(struct head_header) == 72, "the header has no padding");
 
 /* Everything after the checksum field is under the checksum. */
 #define HEAD_SUMMED_FROM (offsetof(struct head_header, checksum) + sizeof(uint64_t))
-#define HEAD_SEED 0x53575952u
 
 bool head_bytes(const struct text_geometry *g, size_t labels, size_t features, size_t *ret)
 {
@@ -90,8 +91,8 @@ static enum err_code check_header(const struct head_header *h, size_t len, struc
         return refuse(e, "its generalist is not one of its labels");
     if (!head_bytes(&h->geometry, h->labels, h->features, &bytes) || bytes != len)
         return refuse(e, "its parts do not add up to its size");
-    if (!isfinite(h->temperature) || h->temperature <= 0.0f)
-        return refuse(e, "its temperature is not a positive number");
+    if (!(h->temperature >= 1e-3f && h->temperature <= 1e3f))
+        return refuse(e, "its temperature is not between 0.001 and 1000");
     if (!(h->threshold >= 0.0f && h->threshold <= 1.0f))
         return refuse(e, "its threshold is not between 0 and 1");
     if (!(h->stay >= 0.0f && h->stay < 1.0f))
@@ -144,8 +145,8 @@ static enum err_code check_labels(const struct router_head *h, struct err *e)
 static enum err_code check_numbers(const struct router_head *h, struct err *e)
 {
     for (size_t i = 0; i < h->header.labels; i++)
-        if (!isfinite(h->bias[i]) || !isfinite(h->scale[i]))
-            return refuse(e, "a bias or scale is not a finite number");
+        if (!(fabsf(h->bias[i]) <= NUMBER_MAX) || !(fabsf(h->scale[i]) <= NUMBER_MAX))
+            return refuse(e, "a bias or scale is not a sane number");
     size_t last = text_space(&h->header.geometry) / 64 - 1;
     uint64_t rows = h->blocks[last].rows_before +
                     (uint64_t)__builtin_popcountll(h->blocks[last].present);

@@ -17,6 +17,7 @@
 #define HEAD_MAGIC "SWYROUTE"
 #define HEAD_VERSION 1
 #define HEAD_BYTES_MAX (64 * BASE_MIB) /* what open() is willing to read */
+#define HEAD_SEED 0x53575952u           /* of the checksum */
 
 struct head_header {
     char magic[8];
@@ -28,7 +29,7 @@ struct head_header {
     uint32_t labels;
     uint32_t features;
     int32_t general_idx; /* the label that means "no specialist", -1 = none */
-    float temperature;   /* > 0; logits are divided by it */
+    float temperature;   /* [0.001, 1000]; logits are divided by it */
     float threshold;     /* [0, 1] */
     float stay;          /* [0, 1): chance that a turn keeps the expert of the turn before */
 };

@@ -14,7 +14,8 @@
 /* A trained head: labels, n-gram geometry, quantised weights, temperature, threshold. Immutable. */
 struct router_head;
 
-/* Read and check a head file (magic, version, sizes, checksum): ERR_CORRUPT / ERR_IO with the cause. */
+/* Read and check a head file (magic, version, sizes, checksum): ERR_CORRUPT, ERR_NOT_FOUND
+ * or ERR_IO with the cause. */
 enum err_code router_head_open(const char *path, struct router_head **ret, struct err *e)
     BASE_NODISCARD;
 enum err_code router_head_parse(const void *data, size_t len, struct router_head **ret,
@@ -94,8 +95,15 @@ struct router_data {
 /* Bad lines are ERR_INVALID with their line number. */
 enum err_code router_data_load(const char *path, struct router_data *ret, struct err *e)
     BASE_NODISCARD;
+/* The same, behind the rows that are already in `d`; `d` is unchanged on failure. */
+enum err_code router_data_append(const char *path, struct router_data *d, struct err *e)
+    BASE_NODISCARD;
 void router_data_done(struct router_data *d);
 
+/* Rows of source "wording" whose text holds "{}" are requests to be filled with inputs of the same expert:
+ * {"text": "How is {} pronounced?", "expert": "g2p", "source": "wording"}. They teach more ways to ask without
+ * more inputs; inputs are what remains of other rows when the wording that their `source` shares is taken
+ * away. Rows labelled "any" are left out. */
 struct router_train_options {
     uint32_t word_bits, char_bits; /* hashed feature space; 0 = the default that fits `max_bytes` */
     double l2;                     /* 0 = default */

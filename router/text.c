@@ -212,7 +212,7 @@ static size_t fold_unicode(uint32_t cp, uint32_t out[FOLD_MAX])
     int last_class = UTF8PROC_BOUNDCLASS_START;
     utf8proc_ssize_t n = utf8proc_decompose_char(
         (utf8proc_int32_t)cp, decomposed, FOLD_MAX,
-        UTF8PROC_COMPAT | UTF8PROC_CASEFOLD | UTF8PROC_IGNORE, &last_class);
+        UTF8PROC_DECOMPOSE | UTF8PROC_COMPAT | UTF8PROC_CASEFOLD | UTF8PROC_IGNORE, &last_class);
     if (n < 0 || n > FOLD_MAX) {
         out[0] = cp;
         return 1;

@@ -27,8 +27,8 @@ struct train_knobs train_knobs_default(void)
         .augment = augment_options_default(),
         .rows_min = 2,
         .general_shift = 0.0,
-        .threshold = 0.0,
-        .stay = 0.3,
+        .threshold_max = 0.5,
+        .stay = 0.2,
     };
 }
 
@@ -306,8 +306,9 @@ static size_t quantise(const struct trainer *t, const float *scale, uint64_t *pr
     return rows;
 }
 
-/* Write the head with this temperature and read it back: what is measured is what is shipped. */
-static enum err_code build_head(struct trainer *t, double temperature, struct buf *ret, struct err *e)
+/* Write the head with this calibration and read it back: what is measured is what is shipped. */
+static enum err_code build_head(struct trainer *t, double temperature, double threshold, struct buf *ret,
+                                struct err *e)
 {
     size_t labels = t->labels_count;
     float *scale = mem_array(labels, sizeof(*scale)), *bias = mem_array(labels, sizeof(*bias));
@@ -323,7 +324,7 @@ static enum err_code build_head(struct trainer *t, double temperature, struct bu
                    .features = (uint32_t)quantise(t, scale, present, weights),
                    .general_idx = t->general_idx,
                    .temperature = (float)temperature,
-                   .threshold = (float)t->knobs->threshold,
+                   .threshold = (float)threshold,
                    .stay = (float)t->knobs->stay},
         .labels = (const char(*)[ROUTER_NAME_MAX])t->labels,
         .bias = bias,
@@ -361,7 +362,7 @@ static double fit_temperature(const struct trainer *t)
 }
 
 static enum err_code measure(const struct trainer *t, const struct router_row **rows, size_t count,
-                             double *ret_accuracy, double *ret_ece, struct err *e)
+                             double threshold, double *ret_accuracy, double *ret_ece, struct err *e)
 {
     *ret_accuracy = *ret_ece = (double)NAN;
     if (count == 0)
@@ -369,14 +370,33 @@ static enum err_code measure(const struct trainer *t, const struct router_row **
     struct router_data data = {.rows = mem_array(count, sizeof(*data.rows)), .count = count};
     for (size_t i = 0; i < count; i++)
         data.rows[i] = *rows[i]; /* borrowed strings */
+    struct router_options opt = {.threshold = threshold, .generalist_idx = -1};
     struct router_eval_report r = {0};
-    enum err_code code = router_eval(t->head, &data, NULL, &r, e);
+    enum err_code code = router_eval(t->head, &data, &opt, &r, e);
     if (code == ERR_OK) {
         *ret_accuracy = r.accuracy;
         *ret_ece = r.ece;
     }
     router_eval_report_done(&r);
     free(data.rows);
+    return code;
+}
+
+/* The highest threshold that costs no more than one in a thousand of the validation rows: a doubtful expert
+ * answers in the wrong form, the generalist answers anyway. */
+static enum err_code fit_threshold(const struct trainer *t, double *ret, struct err *e)
+{
+    const double cost_max = 1e-3, step = 0.05;
+    double best = 0.0, ignored, threshold = 0.0;
+    enum err_code code = ERR_OK;
+    for (int i = 0; code == ERR_OK && step * i <= t->knobs->threshold_max + 1e-9; i++) {
+        double accuracy;
+        code = measure(t, t->val_rows, t->val_count, step * i, &accuracy, &ignored, e);
+        best = fmax(best, accuracy);
+        if (accuracy >= best - cost_max)
+            threshold = step * i;
+    }
+    *ret = threshold;
     return code;
 }
 
@@ -392,9 +412,9 @@ static enum err_code report_on(struct trainer *t, size_t head_len, uint64_t star
         .temperature = (double)t->head->header.temperature,
         .threshold = (double)t->head->header.threshold,
     };
-    enum err_code code = measure(t, t->rows, t->rows_count, &r.train_accuracy, &ignored, e);
+    enum err_code code = measure(t, t->rows, t->rows_count, (double)NAN, &r.train_accuracy, &ignored, e);
     if (code == ERR_OK)
-        code = measure(t, t->val_rows, t->val_count, &r.val_accuracy, &r.ece, e);
+        code = measure(t, t->val_rows, t->val_count, (double)NAN, &r.val_accuracy, &r.ece, e);
     r.seconds = (double)(clock_ns() - started_ns) / 1e9;
     if (code == ERR_OK && report)
         *report = r;
@@ -425,6 +445,21 @@ static enum err_code learn(struct trainer *t, struct err *e)
     build_matrix(t, text);
     text_scratch_close(&text);
     return solve(t, e);
+}
+
+/* Each number is fitted on a head that has the ones before it, since that is what it will judge. */
+static enum err_code calibrate(struct trainer *t, struct buf *head, struct err *e)
+{
+    double temperature = 1.0, threshold = 0.0;
+    centre_weights(t);
+    enum err_code code = build_head(t, temperature, threshold, head, e);
+    if (code != ERR_OK)
+        return code;
+    temperature = fit_temperature(t);
+    code = build_head(t, temperature, threshold, head, e);
+    if (code == ERR_OK)
+        code = fit_threshold(t, &threshold, e);
+    return code == ERR_OK ? build_head(t, temperature, threshold, head, e) : code;
 }
 
 static void trainer_done(struct trainer *t)
@@ -458,12 +493,8 @@ enum err_code train_with(const struct router_data *train, const struct router_da
         code = check_options(&t, e);
     if (code == ERR_OK)
         code = learn(&t, e);
-    if (code == ERR_OK) {
-        centre_weights(&t);
-        code = build_head(&t, 1.0, &head, e);
-    }
     if (code == ERR_OK)
-        code = build_head(&t, fit_temperature(&t), &head, e);
+        code = calibrate(&t, &head, e);
     if (code == ERR_OK)
         code = report_on(&t, head.len, started_ns, report, e);
     trainer_done(&t);

@@ -11,8 +11,8 @@ struct train_knobs {
     struct augment_options augment;
     uint32_t rows_min;    /* a feature must occur in so many rows */
     double general_shift; /* added to the generalist's bias after training */
-    double threshold;     /* of the head */
-    double stay;
+    double threshold_max; /* highest the head's threshold may be set to */
+    double stay;          /* see head.h */
 };
 struct train_knobs train_knobs_default(void);
 
