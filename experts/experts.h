@@ -195,6 +195,24 @@ void experts_list_done(struct expert_info *list, size_t count);
 enum err_code experts_kv_token_bytes(struct memtier_store *store, enum expert_kv_type type,
                                      uint64_t *ret, struct err *e) BASE_NODISCARD;
 
+/* ==== Constrained output ======================================================================== */
+
+/* What an answer must look like, compiled to an automaton over bytes. Immutable and reference-counted;
+ * any thread. White space between JSON tokens is at most one character. */
+struct grammar;
+/* GBNF text, rule `root`. Left recursion and undefined rules are ERR_INVALID. */
+enum err_code grammar_compile_gbnf(const char *text, size_t len, struct grammar **ret, struct err *e)
+    BASE_NODISCARD;
+/* A JSON Schema as JSON text. `param` names the request's field; errors name it and the path inside.
+ * ERR_UNSUPPORTED: a keyword that is not done here, never ignored. Members come in the order of
+ * `properties`; members that `properties` does not name are made only if `additionalProperties` says so. */
+enum err_code grammar_compile_schema(const char *json, size_t len, const char *param,
+                                     struct grammar **ret, struct err *e) BASE_NODISCARD;
+/* Any JSON object. */
+enum err_code grammar_compile_json_object(struct grammar **ret, struct err *e) BASE_NODISCARD;
+struct grammar *grammar_ref(struct grammar *g); /* NULL is allowed */
+void grammar_unref(struct grammar **g);         /* sets NULL */
+
 /* ==== Serving ================================================================================= */
 
 struct experts_options {
@@ -242,6 +260,7 @@ struct sequence_options {
     uint32_t max_tokens;      /* completion tokens; prompt + max_tokens <= context */
     struct sampling sampling; /* bias copied */
     uint32_t logprobs;        /* top alternatives wanted per token, 0 = none, <= 20; 255 = chosen only */
+    struct grammar *grammar;  /* what the answer must be, NULL = anything; the sequence takes its own reference */
 };
 /* Could such a sequence ever run? ERR_CONTEXT or ERR_NO_MEMORY with the numbers. Any thread. */
 enum err_code experts_check_fit(const struct experts *x, const struct expert *ex, size_t prompt_tokens,

@@ -1,0 +1,52 @@
+/* JSON Schema to rules: what the two files of it share. Private to experts/. */
+#ifndef SWITCHYARD_EXPERTS_GRAMMAR_SCHEMA_H
+#define SWITCHYARD_EXPERTS_GRAMMAR_SCHEMA_H
+
+#include <jansson.h>
+
+#include "experts/grammar.h"
+
+struct schema_memo {
+    const json_t *schema;
+    uint32_t rule;
+};
+
+struct schema {
+    struct gbuild build;
+    json_t *root;
+    struct schema_memo *memo; /* open addressing by address */
+    size_t memo_count, memo_cap;
+    json_t *made;             /* array: merged schemas, kept so that addresses stay theirs */
+    struct buf path;          /* of the schema at hand, from the request's field */
+    unsigned depth;
+    struct err *e;
+};
+
+/* The path grows by one name and is cut back to the length that push returned. */
+size_t schema_push(struct schema *s, const char *name);
+void schema_pop(struct schema *s, size_t len);
+/* Fails with the path of `key` in the schema at hand. */
+enum err_code schema_wrong(struct schema *s, enum err_code code, const char *key, const char *fmt, ...)
+    BASE_PRINTF(4, 5);
+/* The rule of a schema (object or boolean). */
+enum err_code schema_rule(struct schema *s, json_t *schema, uint32_t *ret) BASE_NODISCARD;
+/* A whole number >= 0; absent leaves *ret as it was. */
+enum err_code schema_count(struct schema *s, const json_t *schema, const char *key, uint32_t *ret)
+    BASE_NODISCARD;
+
+/* The schema with its $ref, and that one's, put in place. */
+enum err_code schema_inline(struct schema *s, json_t *schema, json_t **ret) BASE_NODISCARD;
+
+/* grammar_types.c: what one type of value may be. */
+enum err_code schema_string(struct schema *s, json_t *schema, uint32_t next, uint32_t *ret) BASE_NODISCARD;
+enum err_code schema_number(struct schema *s, json_t *schema, bool whole, uint32_t next, uint32_t *ret)
+    BASE_NODISCARD;
+enum err_code schema_array(struct schema *s, json_t *schema, uint32_t next, uint32_t *ret) BASE_NODISCARD;
+enum err_code schema_object(struct schema *s, json_t *schema, uint32_t next, uint32_t *ret) BASE_NODISCARD;
+
+/* grammar_merge.c: a new schema that both meet (kept in s->made), or a failure that names the keyword. */
+enum err_code schema_merge(struct schema *s, const json_t *a, const json_t *b, json_t **ret)
+    BASE_NODISCARD;
+bool schema_is_annotation(const char *key);
+
+#endif
