@@ -38,10 +38,15 @@ struct api_options {
     struct logit_bias *bias; /* owned */
     size_t bias_count;
     bool want_account, want_timings;
+    struct grammar *grammar; /* a reference; NULL = the answer may be anything */
 };
 enum err_code api_options_parse(const json_t *root, enum api_kind kind, struct api_options *ret,
                                 struct err *e) BASE_NODISCARD;
 void api_options_done(struct api_options *o);
+
+/* api_grammar.c: response_format, grammar, json_schema; *ret must be NULL and stays so for none. */
+enum err_code api_grammar_parse(const json_t *root, struct grammar **ret, struct err *e)
+    BASE_NODISCARD;
 
 /* ---- messages ------------------------------------------------------------------------------ */
 

@@ -186,6 +186,7 @@ static enum err_code fill_request(struct api_call *c, size_t prompt_idx, struct 
     fill_sampling(c, serving->conf, &r->sampling);
     /* Prompts of one body with one seed still get their own streams of numbers. */
     r->sampling.seed += prompt_idx * API_CHOICES_MAX;
+    r->grammar = grammar_ref(o->grammar);
     r->max_tokens = token_cap(c, serving, r->prompt.count);
     r->choices_count = (uint32_t)o->n;
     r->want_logprobs = o->want_logprobs;

@@ -32,6 +32,7 @@ void api_options_done(struct api_options *o)
 {
     free(o->bias);
     o->bias = NULL;
+    grammar_unref(&o->grammar);
 }
 
 /* ---- sampling ---------------------------------------------------------------------------- */
@@ -212,23 +213,6 @@ static enum err_code parse_stream_options(const json_t *root, struct api_options
     return ERR_OK;
 }
 
-static enum err_code parse_response_format(const json_t *root, struct err *e)
-{
-    const json_t *format = field_find(root, "response_format");
-    if (format == NULL)
-        return ERR_OK;
-    if (!json_is_object(format))
-        return field_bad_type(e, "response_format", "an object", format);
-    const json_t *type = field_find(format, "type");
-    if (!json_is_string(type))
-        return field_bad_type(e, "response_format.type", "a string", type);
-    if (strcmp(json_string_value(type), "text") == 0)
-        return ERR_OK;
-    return err_set_param(e, ERR_UNSUPPORTED, "response_format",
-                         "'response_format' of type '%.40s' is not supported; only 'text' is",
-                         json_string_value(type));
-}
-
 /* Meaningful, but not done here: ignoring these would give an answer to another question. */
 static enum err_code refuse_unsupported(const json_t *root, enum api_kind kind,
                                         const struct api_options *o, struct err *e)
@@ -295,7 +279,7 @@ enum err_code api_options_parse(const json_t *root, enum api_kind kind, struct a
     if (code == ERR_OK)
         code = parse_stream_options(root, &o, e);
     if (code == ERR_OK)
-        code = parse_response_format(root, e);
+        code = api_grammar_parse(root, &o.grammar, e);
     if (code == ERR_OK)
         code = field_text(root, "user", &user, e);
     if (code == ERR_OK && kind == API_COMPLETION)

@@ -176,7 +176,7 @@ static enum err_code open_lane(struct engine *g, struct engine_request *er, uint
     struct lane *l = free_lane(g);
     struct sequence_options opt = {.expert = r->expert, .tokens = r->prompt.ids,
                                    .tokens_count = r->prompt.count, .max_tokens = r->max_tokens,
-                                   .sampling = r->sampling,
+                                   .sampling = r->sampling, .grammar = r->grammar,
                                    .logprobs = r->want_logprobs ? (r->logprobs ? r->logprobs : 255) : 0};
     opt.sampling.seed += choice; /* choices differ, and each is reproducible */
     enum err_code code = sequence_open(g->opt.experts, &opt, &l->seq, e);

@@ -32,6 +32,7 @@ static void request_free(struct request *r)
         free(r->stops[i]);
     free((void *)r->sampling.bias);
     free(r->prompt.ids);
+    grammar_unref(&r->grammar);
     arena_done(&r->memory);
     free(r);
 }

@@ -67,6 +67,7 @@ struct request {
     struct expert *expert;
     struct token_list prompt;
     struct sampling sampling;  /* bias array owned by the request */
+    struct grammar *grammar;   /* a reference; NULL = the answer may be anything */
     uint32_t max_tokens;
     uint32_t logprobs;         /* top alternatives; 255 = chosen token only; 0 = none */
     bool want_logprobs;

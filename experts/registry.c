@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "experts/grammar.h"
 #include "experts/serve.h"
 
 /* ---- programs by shape ---------------------------------------------------------------------------- */
@@ -53,6 +54,7 @@ static void base_free(struct base *b)
     free(b->window);
     free(b->segs);
     template_close(&b->template);
+    grammar_vocab_close(&b->vocab_trie);
     tokenizer_close(&b->tokenizer);
     set_close(&b->set);
     free(b->set_name);

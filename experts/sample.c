@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "experts/grammar.h"
 #include "experts/serve.h"
 
 struct candidate {
@@ -50,7 +51,7 @@ static bool changes_logits(const struct sequence *s)
 {
     const struct sampling *p = &s->sampling;
     return p->repetition_penalty != 1 || p->frequency_penalty != 0 || p->presence_penalty != 0 ||
-           p->bias_count > 0 || p->ignore_eos || p->min_tokens > 0;
+           p->bias_count > 0 || p->ignore_eos || p->min_tokens > 0 || s->grammar != NULL;
 }
 
 static void ban_end_tokens(const struct sequence *s, float *logits, uint32_t vocab)
@@ -58,6 +59,16 @@ static void ban_end_tokens(const struct sequence *s, float *logits, uint32_t voc
     const struct tokenizer *t = s->expert->base->tokenizer;
     for (uint32_t i = 0; i < vocab; i++)
         if (tokenizer_is_eog(t, (int32_t)i))
+            logits[i] = -INFINITY;
+}
+
+/* Last of all changes, so that no bias brings back what the grammar forbids. */
+static void ban_unfitting(const struct sequence *s, float *logits, uint32_t vocab)
+{
+    uint32_t known = (uint32_t)tokenizer_vocab(s->expert->base->tokenizer), count;
+    const uint32_t *bits = grammar_mask(s->grammar, &count);
+    for (uint32_t i = 0; i < vocab; i++)
+        if (i >= known || !(bits[i / 32] >> (i % 32) & 1))
             logits[i] = -INFINITY;
 }
 
@@ -99,6 +110,8 @@ static const float *adjusted(struct sequence *s, const float *logits, uint32_t v
             mine[p->bias[i].id] += p->bias[i].bias;
     if (p->ignore_eos || s->tokens_count - s->prompt_count < p->min_tokens)
         ban_end_tokens(s, mine, vocab);
+    if (s->grammar != NULL)
+        ban_unfitting(s, mine, vocab);
     return mine;
 }
 
@@ -310,10 +323,33 @@ static void note_logprobs(struct sequence *s, const float *logits, uint32_t voca
     }
 }
 
+/* Nothing may be chosen: the grammar is complete but end tokens were banned, or the vocabulary cannot spell
+ * what must come. The answer ends here. */
+static int32_t end_stuck(struct sequence *s)
+{
+    int32_t end = tokenizer_eos(s->expert->base->tokenizer);
+    s->grammar_stuck = true;
+    return end >= 0 ? end : 0;
+}
+
+static int32_t sample_fitting(struct sequence *s, const float *logits, uint32_t vocab)
+{
+    int32_t id = argmax(logits, vocab);
+    if (!isfinite(logits[id]))
+        return end_stuck(s);
+    if (s->sampling.temperature > 0)
+        id = sample_random(s, logits, vocab);
+    return grammar_accept(s->grammar, id) ? id : end_stuck(s);
+}
+
 int32_t sample_token(struct sequence *s, const float *logits, uint32_t vocab)
 {
     const float *mine = adjusted(s, logits, vocab);
-    int32_t id = s->sampling.temperature <= 0 ? argmax(mine, vocab) : sample_random(s, mine, vocab);
+    int32_t id;
+    if (s->grammar != NULL)
+        id = sample_fitting(s, mine, vocab);
+    else
+        id = s->sampling.temperature <= 0 ? argmax(mine, vocab) : sample_random(s, mine, vocab);
     if (s->logprobs)
         note_logprobs(s, logits, vocab, id);
     return id;

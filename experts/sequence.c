@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "experts/grammar.h"
 #include "experts/serve.h"
 
 static size_t page_bytes_of(const struct experts *x, const struct expert *ex)
@@ -58,6 +59,15 @@ enum err_code experts_check_fit(const struct experts *x, const struct expert *ex
                    (unsigned long long)st.hbm_budget);
 }
 
+/* The trie of a vocabulary takes about as long as a few tokens do: it is made for the first who needs it. */
+static void constrain(struct sequence *s, const struct grammar *grammar)
+{
+    struct base *base = s->expert->base;
+    if (base->vocab_trie == NULL)
+        base->vocab_trie = grammar_vocab_open(base->tokenizer);
+    s->grammar = grammar_state_open(grammar, base->vocab_trie);
+}
+
 enum err_code sequence_open(struct experts *x, const struct sequence_options *opt, struct sequence **ret,
                             struct err *e)
 {
@@ -88,6 +98,8 @@ enum err_code sequence_open(struct experts *x, const struct sequence_options *op
         s->sampling.bias = bias;
     }
     rng_init(&s->rng, opt->sampling.seed);
+    if (opt->grammar != NULL)
+        constrain(s, opt->grammar);
     code = take_pages(s, pages_for(x, need), e);
     if (code != ERR_OK) {
         sequence_close(&s);
@@ -106,6 +118,7 @@ void sequence_close(struct sequence **sp)
         memtier_page_free(s->owner->opt.memtier, s->pages[i], s->page_bytes);
     if (s->sampling.bias_count)
         free((void *)s->sampling.bias);
+    grammar_state_close(&s->grammar);
     free(s->pages);
     free(s->tokens);
     free(s);

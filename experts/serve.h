@@ -20,10 +20,14 @@ struct shape_program {
     struct shape_program *next;
 };
 
+struct grammar_state;
+struct grammar_vocab;
+
 struct base {
     char *set_name;
     struct set_meta *set;
     struct tokenizer *tokenizer;
+    struct grammar_vocab *vocab_trie; /* for constrained output; made when first needed */
     struct chat_template *template;  /* NULL = none; template_err says why if it could not be parsed */
     struct err template_err;
     const struct rdu_program *program;
@@ -96,6 +100,8 @@ struct sequence {
     bool ended;                      /* an end token was sampled */
     bool hit_limit;
     bool busy;                       /* part of an open step */
+    struct grammar_state *grammar;   /* NULL = any token may come next */
+    bool grammar_stuck;              /* no token fits: the answer ends here */
     uint32_t logprobs;
     float chosen_logprob;
     uint32_t top_count;

@@ -444,7 +444,8 @@ static void finish(struct expert_step *s)
         seq->scratch = s->owner->scratch;
         int32_t id = sample_token(seq, step_logits(s, (uint32_t)s->out_of_item[i]), vocab);
         seq->tokens[seq->tokens_count++] = id;
-        seq->ended = tokenizer_is_eog(seq->expert->base->tokenizer, id) && !seq->sampling.ignore_eos;
+        bool end = tokenizer_is_eog(seq->expert->base->tokenizer, id);
+        seq->ended = (end && !seq->sampling.ignore_eos) || seq->grammar_stuck;
         seq->hit_limit = sequence_generated(seq) >= seq->max_tokens;
     }
 }

@@ -14,8 +14,6 @@ SCHEMAS = {p.name.split(".")[0]: json.loads(p.read_text())
            for p in (FOLDER / "schemas").glob("*.schema.json")}
 ERROR_TYPES = {401: {"authentication_error", "invalid_request_error"},
                404: {"invalid_request_error", "not_found_error"}}
-# Meaningful, not done yet, and refused by name: the answer must say so.
-NOT_YET = {"chat_json_object": "response_format"}
 
 
 def validate(name, value):
@@ -153,9 +151,6 @@ def test_request(case, request):
     server = request.getfixturevalue("keyed" if keys else "server")
     model = server.model
     reply = ask(server, case, model)
-    if case["id"] in NOT_YET:
-        assert reply.status == 400 and reply.error["param"] == NOT_YET[case["id"]]
-        pytest.skip(f"{NOT_YET[case['id']]} is refused by name")
     assert reply.status in case["status"], reply.body
     if reply.status != 200:
         check_error(case, reply)
