@@ -9,6 +9,8 @@
 #include "daemon/simulate_preset.h"
 #include "daemon/simulate_trace.h"
 
+enum { REQUESTS_MAX = 20000000 }; /* of one run; 70 bytes each */
+
 struct arguments {
     const char *preset, *trace, *policy, *mode, *csv, *svg;
     struct cli_list chips;
@@ -147,6 +149,9 @@ static void print_preset_head(const struct coe *c)
            c->experts, c->shape->name, rdu_shape_bytes(c->shape) / 1e9, c->prompt, c->router_tokens,
            coe_mode_name(c->mode), coe_resident(c, &c->chip[COE_NODE], c->prompt + 20, 8),
            coe_resident(c, &c->chip[COE_A100], c->prompt + 20, 8));
+    if (c->mode != COE_PAPER)
+        printf("The published figures are of paper mode: what differs below in Table V is what mode %s changes.\n\n",
+               coe_mode_name(c->mode));
     printf("%-34s %9s %9s  %-5s %-10s %6s\n", "figure", "published", "modelled", "holds", "", "loo");
 }
 
@@ -207,6 +212,9 @@ static int run_preset(struct arguments *a)
     struct err e = {0};
     if (strcmp(a->preset, "samba-coe") != 0)
         return cli_wrong("simulate", "there is no preset '%s'; known is samba-coe", a->preset);
+    if (a->hbm || a->policy || a->rate > 0 || a->kv_token_bytes)
+        return cli_wrong("simulate", "--hbm, --policy, --rate and --kv-bytes are for traces: the preset takes them from the chip and "
+                                     "the paper; give a --chip with other values");
     enum err_code code = coe_init(&c, a->chips.items, a->chips.count, &e);
     if (a->mode && !coe_mode_parse(a->mode, &c.mode))
         return cli_wrong("simulate", "there is no mode '%s'; known are paper, grouped, prefetch and overlap",
@@ -351,6 +359,10 @@ static int check_trace_arguments(const struct arguments *a, enum coe_mode *ret_m
                          a->mode);
     if (a->chips.count > 1)
         return cli_wrong("simulate", "a trace runs on one chip: give --chip once");
+    if (a->prompt || a->router_tokens)
+        return cli_wrong("simulate", "--prompt and --router-tokens are for the preset: a trace says how long prompts are");
+    if (a->expert_bytes == 0)
+        return cli_wrong("simulate", "--expert-bytes must not be 0");
     return CLI_RUN;
 }
 
@@ -368,8 +380,13 @@ static int run_trace(struct arguments *a)
     enum err_code code = rdu_chip_load(a->chips.count > 0 ? a->chips.items[0] : "sn40l", &chip, &e);
     if (code == ERR_OK)
         code = sim_trace_load(a->trace, &t, &e);
-    if (code != ERR_OK)
+    if (code == ERR_OK && t.count * a->repeat > REQUESTS_MAX)
+        code = err_set(&e, ERR_TOO_LARGE, "%zu rows, %llu times, are more than %d requests: lower --repeat", t.count,
+                       (unsigned long long)a->repeat, REQUESTS_MAX);
+    if (code != ERR_OK) {
+        sim_trace_done(&t);
         return cli_refuse("simulate", &e);
+    }
     struct rdu_shape shape = sim_shape_of_bytes(a->expert_bytes, a->bits);
     struct sim_options o = trace_options(a, &chip, &shape, mode);
     o.experts = how.experts > 0 ? how.experts : t.experts;

@@ -43,7 +43,7 @@ static void evict(struct sim_memory *m, uint32_t at)
 static bool evict_cheapest(struct sim_memory *m)
 {
     uint32_t best = UINT32_MAX;
-    double least = INFINITY;
+    double least = (double)INFINITY;
     for (uint32_t i = 0; i < m->resident_count; i++) {
         const struct sim_expert *x = &m->experts[m->resident[i]];
         if (x->held)

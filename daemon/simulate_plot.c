@@ -143,8 +143,8 @@ static void put_line(struct buf *out, const struct panel *p, const struct plot *
 static void put_panel(struct buf *out, const struct plot *plot, double x, double y)
 {
     struct panel p = {.x = x, .y = y,
-                      .h = {.low = INFINITY, .high = -INFINITY, .log = plot->log_x},
-                      .v = {.low = INFINITY, .high = -INFINITY, .log = plot->log_y}};
+                      .h = {.low = (double)INFINITY, .high = -(double)INFINITY, .log = plot->log_x},
+                      .v = {.low = (double)INFINITY, .high = -(double)INFINITY, .log = plot->log_y}};
     take_in(&p.h, plot->x, plot->count);
     for (size_t i = 0; i < plot->lines; i++)
         take_in(&p.v, plot->y[i], plot->count);

@@ -211,7 +211,7 @@ static struct coe_row *add_row(struct coe_rows *r, const char *name, double publ
     r->rows = mem_grow(r->rows, r->count + 1, sizeof(*r->rows));
     struct coe_row *row = &r->rows[r->count++];
     *row = (struct coe_row){.published = published, .modelled = modelled, .tolerance = tolerance,
-                            .left_out = NAN, .exact = NAN, .note = ""};
+                            .left_out = (double)NAN, .exact = (double)NAN, .note = ""};
     snprintf(row->name, sizeof(row->name), "%s", name);
     return row;
 }

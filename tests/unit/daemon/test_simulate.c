@@ -528,7 +528,7 @@ static void each_mode_is_no_slower_than_the_one_before(void **state)
 {
     struct coe c;
     init(&c);
-    double last = INFINITY;
+    double last = (double)INFINITY;
     for (int mode = COE_PAPER; mode < COE_MODES; mode++) {
         double s = measured_s(&c, (struct coe_point){.mode = mode, .experts = 150, .batch = 8, .zipf = 0.8}, NULL);
         assert_true(s <= last);
@@ -768,6 +768,9 @@ static void wrong_usage_and_refusals_have_their_exit_codes(void **state)
         {{"simulate", "--trace", "no-such-file.csv", NULL}, CLI_REFUSED},
         {{"simulate", "--preset", "samba-coe", "--chip", "./no-such.yaml", NULL}, CLI_REFUSED},
         {{"simulate", "--preset", "samba-coe", "--chip", "sn50", NULL}, CLI_REFUSED},
+        {{"simulate", "--preset", "samba-coe", "--policy", "lru", NULL}, CLI_WRONG},
+        {{"simulate", "--trace", "x.csv", "--prompt", "5", NULL}, CLI_WRONG},
+        {{"simulate", "--trace", "x.csv", "--expert-bytes", "0", NULL}, CLI_WRONG},
         {{"simulate", "--help", NULL}, CLI_DONE},
     };
     for (size_t i = 0; i < BASE_COUNT(cases); i++) {

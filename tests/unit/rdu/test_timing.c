@@ -338,7 +338,7 @@ static void fusion_is_never_slower_nor_are_more_sockets_in_prefill(void **state)
         const struct rdu_shape *s = rdu_shape_find(names[i]);
         struct rdu_pass pass[] = {rdu_pass_decode(1, 2048), rdu_pass_prefill(8, 2048)};
         for (size_t k = 0; k < BASE_COUNT(pass); k++) {
-            double last = INFINITY;
+            double last = (double)INFINITY;
             for (int sockets = 1; sockets <= 16; sockets *= 2) {
                 struct rdu_clock t[4];
                 c.node_sockets = sockets;
