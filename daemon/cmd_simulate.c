@@ -85,9 +85,9 @@ static void print_inputs_json(struct coe *c)
                                              chip->note[calibrated[i].field].from, "calibrated_on",
                                              calibrated[i].from, "file", chip->origin));
     }
-    print_json(json_pack("{s:o,s:{s:i,s:i,s:i,s:s}}", "calibrated_inputs", all, "given", "experts",
+    print_json(json_pack("{s:o,s:{s:i,s:i,s:i,s:s,s:s}}", "calibrated_inputs", all, "given", "experts",
                          (int)c->experts, "prompt_tokens", (int)c->prompt, "router_tokens",
-                         (int)c->router_tokens, "choice", "uniform"));
+                         (int)c->router_tokens, "choice", "uniform", "table_iii", COE_TABLE_III_GIVEN));
 }
 
 static void format_published(const struct coe_row *r, char *dst, size_t cap)
@@ -145,7 +145,7 @@ static void print_preset_head(const struct coe *c)
         printf("  %-10s %s (%s)\n", c->chip[i].name, c->chip[i].title, c->chip[i].origin);
     printf("\nTaken as given, not fitted: %u experts and a router of %s's shape (%.2f GB each), uniform choice, "
            "LRU,\nprompts of %u tokens, %u tokens from the router, mode %s. With 8 prompts %u experts stay in HBM "
-           "on the\nnode, %u on a DGX.\n\n",
+           "on the\nnode, %u on a DGX. Table III: " COE_TABLE_III_GIVEN ".\n\n",
            c->experts, c->shape->name, rdu_shape_bytes(c->shape) / 1e9, c->prompt, c->router_tokens,
            coe_mode_name(c->mode), coe_resident(c, &c->chip[COE_NODE], c->prompt + 20, 8),
            coe_resident(c, &c->chip[COE_A100], c->prompt + 20, 8));
