@@ -200,32 +200,44 @@ static uint32_t close_set(struct grammar_state *s)
     return intern(s);
 }
 
-static uint32_t step(struct grammar_state *s, uint32_t from, uint8_t byte)
+/* The state after `byte`, which is the same for all bytes of *lo..*hi: no range begins or ends among them. */
+static uint32_t step(struct grammar_state *s, uint32_t from, unsigned byte, unsigned *lo, unsigned *hi)
 {
     const struct dfa_state *d = &s->t.state[from];
+    *lo = 0;
+    *hi = 255;
     closure_begin(s);
     for (uint32_t i = 0; i < d->count; i++) {
         struct pair p = s->t.pair[d->first + i];
         const struct gnode *n = &s->grammar->nodes[p.node];
-        if (n->lo <= byte && byte <= n->hi)
+        if (byte < n->lo) {
+            *hi = BASE_MIN(*hi, n->lo - 1U);
+        } else if (byte > n->hi) {
+            *lo = BASE_MAX(*lo, n->hi + 1U);
+        } else {
+            *lo = BASE_MAX(*lo, n->lo);
+            *hi = BASE_MIN(*hi, n->hi);
             visit(s, n->next, p.stack);
+        }
     }
     return close_set(s);
 }
 
 uint32_t grammar_next(struct grammar_state *s, uint32_t from, uint8_t byte, bool *full)
 {
+    unsigned lo, hi;
     uint16_t *row = s->t.next + (size_t)from * 256;
     if (row[byte] == ROW_DEAD)
         return GRAMMAR_DEAD;
     if (row[byte] != NOT_YET)
         return row[byte] - 2U;
-    uint32_t to = step(s, from, byte);
+    uint32_t to = step(s, from, byte, &lo, &hi);
     if (s->no_room) {
         *full = true;
         return GRAMMAR_DEAD;
     }
-    row[byte] = (uint16_t)(to == GRAMMAR_DEAD ? ROW_DEAD : to + 2);
+    for (unsigned k = lo; k <= hi; k++)
+        row[k] = (uint16_t)(to == GRAMMAR_DEAD ? ROW_DEAD : to + 2);
     return to;
 }
 
