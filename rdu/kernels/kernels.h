@@ -38,12 +38,17 @@ struct rdu_attn_args {
     float *m, *l, *o;
 };
 typedef void rdu_attn_fn(const struct rdu_attn_args *a);
+/* The same for `count` tokens of one sequence at once, which share each load of K and V: a[i].block,
+ * heads, head_dim, scale and softcap agree, the rest is the token's own. Same bits as one call each;
+ * 4 to 8 tokens are about a third faster. */
+typedef void rdu_attn_tile_fn(const struct rdu_attn_args *a, uint32_t count);
 
 struct rdu_kernels {
     const char *isa;
     rdu_mm_q8_fn *mm_q8[RDU_TYPES];   /* types without an int8 form have NULL: use mm_f32 */
     rdu_mm_f32_fn *mm_f32[RDU_TYPES];
     rdu_attn_fn *attn[2];             /* by enum rdu_kv_type */
+    rdu_attn_tile_fn *attn_tile[2];
     /* One row each. n in elements. */
     void (*rms_norm)(const float *x, const float *w, float eps, uint32_t n, float *y);
     /* q padded to a multiple of 32 with zeros; d, s [ceil(n/32)] */

@@ -298,27 +298,30 @@ static void bench_linears(struct bench *b)
 
 /* ---- attention --------------------------------------------------------------------------------- */
 
+#define ATTN_TOKENS_MAX 8
+
 struct attention {
     const struct rdu_kernels *k;
     enum rdu_kv_type type;
-    struct rdu_attn_args a;
+    uint32_t tokens;
+    struct rdu_attn_args a[ATTN_TOKENS_MAX];
 };
 
 static void run_attention(void *ctx)
 {
     struct attention *at = ctx;
-    for (uint32_t h = 0; h < at->a.heads; h++) {
-        at->a.m[h] = -INFINITY;
-        at->a.l[h] = 0;
+    for (uint32_t i = 0; i < at->tokens * at->a[0].heads; i++) {
+        at->a[0].m[i] = -INFINITY;
+        at->a[0].l[i] = 0;
     }
-    at->k->attn[at->type](&at->a);
+    at->k->attn_tile[at->type](at->a, at->tokens);
 }
 
 static void bench_attention(struct bench *b, enum rdu_kv_type type, uint32_t heads, uint32_t head_dim,
-                            uint32_t context)
+                            uint32_t context, uint32_t tokens)
 {
     char shape[64], leaf[64];
-    snprintf(leaf, sizeof leaf, "attn_%s", type == RDU_KV_F16 ? "f16" : "f32");
+    snprintf(leaf, sizeof leaf, "attn_%s_t%u", type == RDU_KV_F16 ? "f16" : "f32", tokens);
     snprintf(shape, sizeof shape, "heads %u dim %u context %u", heads, head_dim, context);
     if (!wanted(b, leaf, shape))
         return;
@@ -333,24 +336,27 @@ static void bench_attention(struct bench *b, enum rdu_kv_type type, uint32_t hea
             row[d] = (float)(rng_f64(&b->rng) * 2 - 1);
         b->k.kv_store[type](memory + p / 32 * block_bytes, p % 32, head_dim, row, row);
     }
-    struct attention at = {&b->k, type, {.block = block, .heads = heads, .head_dim = head_dim,
-                                         .block_to = blocks, .pos_to = context, .scale = 0.125f}};
-    float *q = mem_array((size_t)heads * head_dim, sizeof *q);
-    for (uint32_t i = 0; i < heads * head_dim; i++)
+    struct attention at = {&b->k, type, tokens, .a = {{0}}};
+    size_t width = (size_t)heads * head_dim;
+    float *q = mem_array(tokens * width, sizeof *q), *o = mem_array(tokens * width, sizeof *o);
+    float *m = mem_array((size_t)tokens * heads, sizeof *m), *l = mem_array((size_t)tokens * heads, sizeof *l);
+    for (size_t i = 0; i < tokens * width; i++)
         q[i] = (float)(rng_f64(&b->rng) * 2 - 1);
-    at.a.q = q;
-    at.a.m = mem_array(heads, sizeof *at.a.m);
-    at.a.l = mem_array(heads, sizeof *at.a.l);
-    at.a.o = mem_array((size_t)heads * head_dim, sizeof *at.a.o);
-    double ns = measure(b, run_attention, &at), ops = 4.0 * heads * head_dim * context;
+    for (uint32_t t = 0; t < tokens; t++)
+        at.a[t] = (struct rdu_attn_args){
+            .q = q + t * width, .block = block, .heads = heads, .head_dim = head_dim,
+            .block_to = blocks, .pos_to = context - tokens + 1 + t, .scale = 0.125f,
+            .m = m + t * heads, .l = l + t * heads, .o = o + t * width,
+        };
+    double ns = measure(b, run_attention, &at), ops = 4.0 * (double)width * context * tokens;
     report(b, leaf, shape, ns, (double)block_bytes * blocks, ops, ops / ns / b->f32_gflops, "f32");
     free(block);
     free(row);
     free(memory);
     free(q);
-    free(at.a.m);
-    free(at.a.l);
-    free(at.a.o);
+    free(m);
+    free(l);
+    free(o);
 }
 
 /* ---- rows -------------------------------------------------------------------------------------- */
@@ -476,13 +482,12 @@ int main(int argc, char **argv)
     measure_limits(&b);
     print_limits(&b);
     bench_linears(&b);
-    bench_attention(&b, RDU_KV_F16, 3, 64, 512);
-    bench_attention(&b, RDU_KV_F16, 3, 64, 4096);
-    bench_attention(&b, RDU_KV_F16, 1, 64, 512);
-    bench_attention(&b, RDU_KV_F16, 2, 64, 512);
-    bench_attention(&b, RDU_KV_F16, 4, 128, 512);
-    bench_attention(&b, RDU_KV_F16, 7, 64, 512);
-    bench_attention(&b, RDU_KV_F32, 3, 64, 512);
+    static const uint32_t shapes[][2] = {{3, 64}, {1, 64}, {2, 64}, {4, 128}, {7, 64}};
+    for (unsigned i = 0; i < BASE_COUNT(shapes); i++)
+        for (uint32_t tokens = 1; tokens <= ATTN_TOKENS_MAX; tokens *= 2)
+            bench_attention(&b, RDU_KV_F16, shapes[i][0], shapes[i][1], 512, tokens);
+    bench_attention(&b, RDU_KV_F16, 3, 64, 4096, 1);
+    bench_attention(&b, RDU_KV_F32, 3, 64, 512, 1);
     bench_rows(&b);
     return 0;
 }

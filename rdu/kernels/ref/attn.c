@@ -86,6 +86,18 @@ static void attn_f32(const struct rdu_attn_args *a)
     attn(RDU_KV_F32, a);
 }
 
+static void attn_tile_f16(const struct rdu_attn_args *a, uint32_t count)
+{
+    for (uint32_t i = 0; i < count; i++)
+        attn(RDU_KV_F16, &a[i]);
+}
+
+static void attn_tile_f32(const struct rdu_attn_args *a, uint32_t count)
+{
+    for (uint32_t i = 0; i < count; i++)
+        attn(RDU_KV_F32, &a[i]);
+}
+
 static void kv_store_f16(void *block, uint32_t slot, uint32_t head_dim, const float *k,
                          const float *v)
 {
@@ -110,6 +122,8 @@ void REF(rdu_ref_attn)(struct rdu_kernels *k)
 {
     k->attn[RDU_KV_F16] = attn_f16;
     k->attn[RDU_KV_F32] = attn_f32;
+    k->attn_tile[RDU_KV_F16] = attn_tile_f16;
+    k->attn_tile[RDU_KV_F32] = attn_tile_f32;
     k->kv_store[RDU_KV_F16] = kv_store_f16;
     k->kv_store[RDU_KV_F32] = kv_store_f32;
 }

@@ -1,200 +1,449 @@
-/* Attention of one token, rule 9 of rdu/README.md, for both x86 instruction sets. The includer defines
- *   vec, VEC (lanes), HEADS_MAX (heads that share one pass over K), DIMS (vectors of o per pass over V),
- *   vec_zero, vec_set1, vec_load, vec_store, vec_mul, vec_div, vec_fma, vec_max (a > b ? a : b),
- *   vec_visible(v, fill, base, from, to): lanes base + i outside [from, to) replaced by `fill`,
- *   load_kv(type, p), sum_slots(p), max_lane(v), and exp_ps, tanh_ps.
+/* Attention, rule 9 of rdu/README.md, for both x86 instruction sets. The includer defines
+ *   vec, VEC (lanes), ROWS_MAX, and for R rows as constants: score_vecs(R) (vectors of positions per
+ *   pass over K), score_blocks(R) (blocks per pass), value_vecs(R) (vectors of o per pass over V),
+ *   vec_zero, vec_set1, vec_load, vec_store, vec_sub, vec_mul, vec_div, vec_fma,
+ *   vec_max (a > b ? a : b), vec_visible(v, fill, base, from, to): lanes base + i outside [from, to)
+ *   replaced by `fill`, load_kv(type, p), load_one(type, p), exp_ps, tanh_ps,
+ *   exp_pairs(x): exp in place of 2 * ROWS_MAX floats,
+ *   vec_fold(v): the VECS vectors of 32 slots to the 16 lanes of sum16, or as far as one vector goes,
+ *   sum_lanes(v, ret), max_lanes(v, ret): ROWS_MAX vectors to a number each, sum16's tree for the sum.
  *
- * Scores: positions in the lanes, one fused multiply-add per (dimension, head, vector) with q
- * broadcast; heads of one kv head share the loaded K. Values: dimensions in the lanes, only visible
- * positions are read. Lanes of invisible positions are computed from whatever memory holds and then
- * replaced, so it never matters. */
+ * A row is one head of one token. Rows that share a kv head go through K and V together: positions in
+ * the lanes for the scores, dimensions for the values, one fused multiply-add per (dimension, row,
+ * vector). Scores of invisible positions are computed from whatever memory holds and then replaced;
+ * values of invisible positions are not read. A row's own order of operations does not depend on the
+ * rows beside it.
+ *
+ * The two inner loops are functions of their own: inlined into the rest, gcc spills their
+ * accumulators. */
 
 #define VECS (RDU_KV_BLOCK / VEC)
+
+struct row {
+    const float *q;
+    float *m, *l, *o;
+    uint32_t pos_from, pos_to;
+};
+
+struct range {
+    uint32_t from, to; /* slots of a block; from >= to: nothing visible */
+};
+
+/* Softmax pieces of R rows over one block. */
+struct piece {
+    float p[ROWS_MAX][RDU_KV_BLOCK];
+    float keep[ROWS_MAX], take[ROWS_MAX]; /* factors of the old state and of this block */
+    struct range visible[ROWS_MAX], common, any;
+};
 
 X86_INLINE size_t kv_bytes(enum rdu_kv_type type)
 {
     return type == RDU_KV_F32 ? 4 : 2;
 }
 
-/* Softmax pieces of one head over one block. */
-struct piece {
-    float p[RDU_KV_BLOCK];
-    float keep, take; /* factors of the old state and of this block */
-};
-
-/* Scores of H heads over one block: s [H][32]. */
-X86_INLINE void scores(enum rdu_kv_type type, const unsigned H, const float *q, uint32_t head_dim,
-                       const uint8_t *keys, vec (*s)[VECS])
+X86_INLINE struct range visible_slots(const struct row *r, uint32_t block)
 {
-    const size_t row = RDU_KV_BLOCK * kv_bytes(type), step = VEC * kv_bytes(type);
-    vec acc[HEADS_MAX][VECS];
+    const uint32_t first = block * RDU_KV_BLOCK;
+    return (struct range){
+        .from = r->pos_from > first ? r->pos_from - first : 0,
+        .to = r->pos_to > first ? BASE_MIN(r->pos_to - first, (uint32_t)RDU_KV_BLOCK) : 0,
+    };
+}
+
+/* Scores of R rows over B blocks, V vectors of positions from vector v0 on: s [B][ROWS_MAX][32]. */
+X86_INLINE void scores_part(enum rdu_kv_type type, const unsigned R, const unsigned B,
+                            const unsigned V, const unsigned v0, const struct row *rows,
+                            uint32_t head_dim, const uint8_t *const *blocks,
+                            float (*s)[ROWS_MAX][RDU_KV_BLOCK])
+{
+    const size_t line = RDU_KV_BLOCK * kv_bytes(type), step = VEC * kv_bytes(type);
+    const float *q[ROWS_MAX];
+    const uint8_t *keys[BLOCKS_MAX];
+    vec acc[BLOCKS_MAX][ROWS_MAX][VECS];
     X86_UNROLL
-    for (unsigned h = 0; h < H; h++)
+    for (unsigned r = 0; r < R; r++)
+        q[r] = rows[r].q;
+    X86_UNROLL
+    for (unsigned b = 0; b < B; b++) {
+        keys[b] = blocks[b] + v0 * step;
         X86_UNROLL
-        for (unsigned v = 0; v < VECS; v++)
-            acc[h][v] = vec_zero();
-    for (uint32_t d = 0; d < head_dim; d++) {
-        vec k[VECS];
-        X86_UNROLL
-        for (unsigned v = 0; v < VECS; v++)
-            k[v] = load_kv(type, keys + d * row + v * step);
-        X86_UNROLL
-        for (unsigned h = 0; h < H; h++) {
-            vec in = vec_set1(q[h * head_dim + d]);
+        for (unsigned r = 0; r < R; r++)
             X86_UNROLL
-            for (unsigned v = 0; v < VECS; v++)
-                acc[h][v] = vec_fma(in, k[v], acc[h][v]);
+            for (unsigned v = 0; v < V; v++)
+                acc[b][r][v] = vec_zero();
+    }
+    for (uint32_t d = 0; d < head_dim; d++) {
+        /* The fewer operands wait in registers, the others pass through one. */
+        if (R < B * V) {
+            vec in[ROWS_MAX];
+            X86_UNROLL
+            for (unsigned r = 0; r < R; r++)
+                in[r] = vec_set1(q[r][d]);
+            X86_UNROLL
+            for (unsigned i = 0; i < B * V; i++) {
+                vec k = load_kv(type, keys[i / V] + d * line + i % V * step);
+                X86_UNROLL
+                for (unsigned r = 0; r < R; r++)
+                    acc[i / V][r][i % V] = vec_fma(in[r], k, acc[i / V][r][i % V]);
+            }
+        } else {
+            vec k[BLOCKS_MAX * VECS];
+            X86_UNROLL
+            for (unsigned i = 0; i < B * V; i++)
+                k[i] = load_kv(type, keys[i / V] + d * line + i % V * step);
+            X86_UNROLL
+            for (unsigned r = 0; r < R; r++) {
+                vec in = vec_set1(q[r][d]);
+                X86_UNROLL
+                for (unsigned i = 0; i < B * V; i++)
+                    acc[i / V][r][i % V] = vec_fma(in, k[i], acc[i / V][r][i % V]);
+            }
         }
     }
     X86_UNROLL
-    for (unsigned h = 0; h < H; h++)
+    for (unsigned b = 0; b < B; b++)
         X86_UNROLL
-        for (unsigned v = 0; v < VECS; v++)
-            s[h][v] = acc[h][v];
+        for (unsigned r = 0; r < R; r++)
+            X86_UNROLL
+            for (unsigned v = 0; v < V; v++)
+                vec_store(s[b][r] + (v0 + v) * VEC, acc[b][r][v]);
 }
 
-/* Scores to weights of one head; updates m and l. */
-X86_INLINE void soften(const struct rdu_attn_args *a, uint32_t head, uint32_t from, uint32_t to,
-                       vec *s, struct piece *ret)
+X86_INLINE void scores(enum rdu_kv_type type, const unsigned R, const struct row *rows,
+                       uint32_t head_dim, const uint8_t *const *blocks,
+                       float (*s)[ROWS_MAX][RDU_KV_BLOCK])
+{
+    const unsigned V = score_vecs(R);
+    X86_UNROLL
+    for (unsigned v0 = 0; v0 < VECS; v0 += V)
+        scores_part(type, R, score_blocks(R), V, v0, rows, head_dim, blocks, s);
+}
+
+/* Scaled and capped scores of one row in s; returns the lane-wise largest visible ones. */
+X86_INLINE vec scale_scores(const struct rdu_attn_args *a, struct range visible, float *s)
 {
     vec top = vec_set1(-INFINITY);
     X86_UNROLL
-    for (unsigned v = 0; v < VECS; v++) {
-        s[v] = vec_mul(s[v], vec_set1(a->scale));
+    for (unsigned i = 0; i < VECS; i++) {
+        vec v = vec_mul(vec_load(s + i * VEC), vec_set1(a->scale));
         if (a->softcap != 0.0f)
-            s[v] = vec_mul(vec_set1(a->softcap), tanh_ps(vec_div(s[v], vec_set1(a->softcap))));
-        /* NaN: the second operand */
-        top = vec_max(vec_visible(s[v], vec_set1(-INFINITY), v * VEC, from, to), top);
+            v = vec_mul(vec_set1(a->softcap), tanh_ps(vec_div(v, vec_set1(a->softcap))));
+        vec_store(s + i * VEC, v);
+        if (visible.from > 0 || visible.to < RDU_KV_BLOCK)
+            v = vec_visible(v, vec_set1(-INFINITY), i * VEC, visible.from, visible.to);
+        top = vec_max(v, top); /* NaN: the second operand */
     }
-    float m_c = max_lane(top);
-    vec p[VECS];
-    X86_UNROLL
-    for (unsigned v = 0; v < VECS; v++) {
-        p[v] = vec_visible(exp_ps(vec_sub(s[v], vec_set1(m_c))), vec_zero(), v * VEC, from, to);
-        vec_store(ret->p + v * VEC, p[v]);
-    }
-    float l_c = sum_slots(p), m = a->m[head], max = m_c > m ? m_c : m;
-    ret->keep = m == -INFINITY ? 0.0f : rdu_expf(m - max);
-    ret->take = rdu_expf(m_c - max);
-    a->l[head] = __builtin_fmaf(a->l[head], ret->keep, l_c * ret->take);
-    a->m[head] = max;
+    return top;
 }
 
-/* D vectors of o of H heads from dimension `dim` on. */
-X86_INLINE void values(enum rdu_kv_type type, const unsigned H, const unsigned D,
-                       const struct piece *piece, const uint8_t *v, uint32_t head_dim, uint32_t dim,
-                       uint32_t from, uint32_t to, float *o)
+/* Scores to weights p; returns sum16's lanes. */
+X86_INLINE vec soften(const float *s, float max, struct range visible, float *p)
 {
-    vec acc[HEADS_MAX][DIMS];
+    vec v[VECS];
     X86_UNROLL
-    for (unsigned h = 0; h < H; h++)
-        X86_UNROLL
-        for (unsigned d = 0; d < D; d++)
-            acc[h][d] = vec_zero();
-    for (uint32_t t = from; t < to; t++) {
-        const uint8_t *row = v + ((size_t)t * head_dim + dim) * kv_bytes(type);
-        vec in[DIMS];
-        X86_UNROLL
-        for (unsigned d = 0; d < D; d++)
-            in[d] = load_kv(type, row + d * VEC * kv_bytes(type));
-        X86_UNROLL
-        for (unsigned h = 0; h < H; h++) {
-            vec p = vec_set1(piece[h].p[t]);
-            X86_UNROLL
-            for (unsigned d = 0; d < D; d++)
-                acc[h][d] = vec_fma(p, in[d], acc[h][d]);
-        }
+    for (unsigned i = 0; i < VECS; i++) {
+        v[i] = exp_ps(vec_sub(vec_load(s + i * VEC), vec_set1(max)));
+        if (visible.from > 0 || visible.to < RDU_KV_BLOCK)
+            v[i] = vec_visible(v[i], vec_zero(), i * VEC, visible.from, visible.to);
+        vec_store(p + i * VEC, v[i]);
     }
+    return vec_fold(v);
+}
+
+/* Weights of R rows over one block; updates m and l, leaves the factors for o. Reductions and the exps
+ * of the factors are taken for all rows together. */
+X86_INLINE void weigh(const unsigned R, const struct rdu_attn_args *a, const struct row *rows,
+                      float (*s)[RDU_KV_BLOCK], struct piece *piece)
+{
+    vec lanes[ROWS_MAX];
+    float m_c[ROWS_MAX], sum[ROWS_MAX], max[ROWS_MAX], factor[2 * ROWS_MAX] = {0};
     X86_UNROLL
-    for (unsigned h = 0; h < H; h++) {
-        vec keep = vec_set1(piece[h].keep), take = vec_set1(piece[h].take);
+    for (unsigned r = 0; r < ROWS_MAX; r++)
+        lanes[r] = r < R ? scale_scores(a, piece->visible[r], s[r]) : lanes[0];
+    max_lanes(lanes, m_c);
+    X86_UNROLL
+    for (unsigned r = 0; r < ROWS_MAX; r++)
+        lanes[r] = r < R ? soften(s[r], m_c[r], piece->visible[r], piece->p[r]) : lanes[0];
+    sum_lanes(lanes, sum);
+    X86_UNROLL
+    for (unsigned r = 0; r < R; r++) {
+        float m = *rows[r].m;
+        max[r] = m_c[r] > m ? m_c[r] : m;
+        factor[2 * r] = m - max[r];
+        factor[2 * r + 1] = m_c[r] - max[r];
+    }
+    exp_pairs(factor);
+    X86_UNROLL
+    for (unsigned r = 0; r < R; r++) {
+        if (piece->visible[r].from >= piece->visible[r].to)
+            continue;
+        piece->keep[r] = *rows[r].m == -INFINITY ? 0.0f : factor[2 * r];
+        piece->take[r] = factor[2 * r + 1];
+        *rows[r].l = __builtin_fmaf(*rows[r].l, piece->keep[r], sum[r] * piece->take[r]);
+        *rows[r].m = max[r];
+    }
+}
+
+/* acc += p v for one position that all R rows see. */
+X86_INLINE void add_position(enum rdu_kv_type type, const unsigned R, const unsigned D,
+                             const struct piece *piece, uint32_t t, const uint8_t *v,
+                             vec (*acc)[VALUE_VECS_MAX])
+{
+    const size_t step = VEC * kv_bytes(type);
+    if (R < D) {
+        vec p[ROWS_MAX];
+        X86_UNROLL
+        for (unsigned r = 0; r < R; r++)
+            p[r] = vec_set1(piece->p[r][t]);
         X86_UNROLL
         for (unsigned d = 0; d < D; d++) {
-            float *at = o + (size_t)h * head_dim + dim + d * VEC;
-            vec_store(at, vec_fma(vec_load(at), keep, vec_mul(acc[h][d], take)));
+            vec in = load_kv(type, v + d * step);
+            X86_UNROLL
+            for (unsigned r = 0; r < R; r++)
+                acc[r][d] = vec_fma(p[r], in, acc[r][d]);
+        }
+    } else {
+        vec in[VALUE_VECS_MAX];
+        X86_UNROLL
+        for (unsigned d = 0; d < D; d++)
+            in[d] = load_kv(type, v + d * step);
+        X86_UNROLL
+        for (unsigned r = 0; r < R; r++) {
+            vec p = vec_set1(piece->p[r][t]);
+            X86_UNROLL
+            for (unsigned d = 0; d < D; d++)
+                acc[r][d] = vec_fma(p, in[d], acc[r][d]);
+        }
+    }
+}
+
+/* D vectors of o of R rows from dimension `dim` on. Slots that only some rows see are added row by row:
+ * zero times what another token stored there might not be zero. */
+X86_INLINE void values(enum rdu_kv_type type, const unsigned R, const unsigned D,
+                       const struct piece *piece, const struct row *rows, const uint8_t *v,
+                       uint32_t head_dim, uint32_t dim)
+{
+    const size_t step = VEC * kv_bytes(type);
+    vec acc[ROWS_MAX][VALUE_VECS_MAX];
+    X86_UNROLL
+    for (unsigned r = 0; r < R; r++)
+        X86_UNROLL
+        for (unsigned d = 0; d < D; d++)
+            acc[r][d] = vec_zero();
+    uint32_t t = piece->any.from;
+    while (t < piece->any.to) {
+        for (; t >= piece->common.from && t < piece->common.to; t++) {
+            const uint8_t *at = v + ((size_t)t * head_dim + dim) * kv_bytes(type);
+            add_position(type, R, D, piece, t, at, acc);
+        }
+        if (t >= piece->any.to)
+            break;
+        const uint8_t *at = v + ((size_t)t * head_dim + dim) * kv_bytes(type);
+        X86_UNROLL
+        for (unsigned r = 0; r < R; r++) {
+            if (t < piece->visible[r].from || t >= piece->visible[r].to)
+                continue;
+            X86_UNROLL
+            for (unsigned d = 0; d < D; d++)
+                acc[r][d] = vec_fma(vec_set1(piece->p[r][t]), load_kv(type, at + d * step), acc[r][d]);
+        }
+        t++;
+    }
+    X86_UNROLL
+    for (unsigned r = 0; r < R; r++) {
+        if (piece->visible[r].from >= piece->visible[r].to)
+            continue;
+        vec keep = vec_set1(piece->keep[r]), take = vec_set1(piece->take[r]);
+        X86_UNROLL
+        for (unsigned d = 0; d < D; d++) {
+            float *o = rows[r].o + dim + d * VEC;
+            vec_store(o, vec_fma(vec_load(o), keep, vec_mul(acc[r][d], take)));
         }
     }
 }
 
 /* Dimensions past the last whole vector. */
-static void values_tail(enum rdu_kv_type type, unsigned heads, const struct piece *piece,
-                        const uint8_t *v, uint32_t head_dim, uint32_t dim, uint32_t from,
-                        uint32_t to, float *o)
+static void values_tail(enum rdu_kv_type type, unsigned count, const struct piece *piece,
+                        const struct row *rows, const uint8_t *v, uint32_t head_dim, uint32_t dim)
 {
-    for (unsigned h = 0; h < heads; h++) {
-        for (uint32_t d = dim; d < head_dim; d++) {
-            float sum = 0, *at = o + (size_t)h * head_dim + d;
-            for (uint32_t t = from; t < to; t++) {
-                size_t i = (size_t)t * head_dim + d;
-                float x = type == RDU_KV_F32 ? ((const float *)v)[i]
-                                             : _cvtsh_ss(((const uint16_t *)v)[i]);
-                sum = __builtin_fmaf(piece[h].p[t], x, sum);
+    for (unsigned r = 0; r < count; r++) {
+        struct range visible = piece->visible[r];
+        for (uint32_t d = dim; visible.from < visible.to && d < head_dim; d++) {
+            float sum = 0, *o = rows[r].o + d;
+            for (uint32_t t = visible.from; t < visible.to; t++) {
+                float x = load_one(type, v + ((size_t)t * head_dim + d) * kv_bytes(type));
+                sum = __builtin_fmaf(piece->p[r][t], x, sum);
             }
-            *at = __builtin_fmaf(*at, piece[h].keep, sum * piece[h].take);
+            *o = __builtin_fmaf(*o, piece->keep[r], sum * piece->take[r]);
         }
     }
 }
 
-X86_INLINE void attend_block(enum rdu_kv_type type, const unsigned H, const struct rdu_attn_args *a,
-                             uint32_t head, const uint8_t *block, uint32_t from, uint32_t to)
+/* Ranges of R rows in a block; false if no row sees any of it. */
+X86_INLINE bool block_ranges(const unsigned R, const struct row *rows, uint32_t block,
+                             struct piece *piece)
 {
-    const uint32_t n = a->head_dim;
-    const uint8_t *v = block + (size_t)RDU_KV_BLOCK * n * kv_bytes(type);
-    float *o = a->o + (size_t)head * n;
-    vec s[HEADS_MAX][VECS];
-    struct piece piece[HEADS_MAX];
-    scores(type, H, a->q + (size_t)head * n, n, block, s);
+    piece->common = (struct range){0, RDU_KV_BLOCK};
+    piece->any = (struct range){RDU_KV_BLOCK, 0};
     X86_UNROLL
-    for (unsigned h = 0; h < H; h++)
-        soften(a, head + h, from, to, s[h], &piece[h]);
-    uint32_t dim = 0;
-    for (; dim + DIMS * VEC <= n; dim += DIMS * VEC)
-        values(type, H, DIMS, piece, v, n, dim, from, to, o);
-    for (; dim + VEC <= n; dim += VEC)
-        values(type, H, 1, piece, v, n, dim, from, to, o);
-    if (dim < n)
-        values_tail(type, H, piece, v, n, dim, from, to, o);
-}
-
-X86_INLINE void attend(enum rdu_kv_type type, const unsigned H, const struct rdu_attn_args *a,
-                       uint32_t head)
-{
-    for (uint32_t b = a->block_from; b < a->block_to; b++) {
-        uint32_t first = b * RDU_KV_BLOCK;
-        uint32_t from = a->pos_from > first ? a->pos_from - first : 0;
-        uint32_t to = a->pos_to > first ? BASE_MIN(a->pos_to - first, (uint32_t)RDU_KV_BLOCK) : 0;
-        if (from < to)
-            attend_block(type, H, a, head, a->block[b], from, to);
+    for (unsigned r = 0; r < R; r++) {
+        struct range v = visible_slots(&rows[r], block);
+        piece->visible[r] = v;
+        piece->common.from = BASE_MAX(piece->common.from, v.from);
+        piece->common.to = BASE_MIN(piece->common.to, v.to);
+        if (v.from < v.to) {
+            piece->any.from = BASE_MIN(piece->any.from, v.from);
+            piece->any.to = BASE_MAX(piece->any.to, v.to);
+        }
     }
+    return piece->any.from < piece->any.to;
 }
 
-X86_INLINE void attn(enum rdu_kv_type type, const struct rdu_attn_args *a)
+/* o of R rows over one block. */
+X86_INLINE void all_values(enum rdu_kv_type type, const unsigned R, const struct piece *piece,
+                           const struct row *rows, const uint8_t *block, uint32_t n)
 {
-    uint32_t h = 0;
-    while (h < a->heads) {
-        uint32_t left = a->heads - h;
-        if (left >= HEADS_MAX) {
-            attend(type, HEADS_MAX, a, h);
-            h += HEADS_MAX;
-        } else if (left == 3) {
-            attend(type, 3, a, h);
-            h += 3;
-        } else if (left == 2) {
-            attend(type, 2, a, h);
-            h += 2;
-        } else {
-            attend(type, 1, a, h);
-            h += 1;
+    const uint8_t *v = block + (size_t)RDU_KV_BLOCK * n * kv_bytes(type);
+    const unsigned D = value_vecs(R);
+    uint32_t dim = 0;
+    for (; dim + D * VEC <= n; dim += D * VEC)
+        values(type, R, D, piece, rows, v, n, dim);
+    for (; dim + VEC <= n; dim += VEC)
+        values(type, R, 1, piece, rows, v, n, dim);
+    if (dim < n)
+        values_tail(type, R, piece, rows, v, n, dim);
+}
+
+typedef void scores_fn(const struct row *rows, uint32_t head_dim, const uint8_t *const *blocks,
+                       float (*s)[ROWS_MAX][RDU_KV_BLOCK]);
+typedef void values_fn(const struct piece *piece, const struct row *rows, const uint8_t *block,
+                       uint32_t head_dim);
+
+#define DEFINE_LOOPS(name, type, R)                                                                \
+    static __attribute__((noinline)) void scores_##name(const struct row *rows, uint32_t head_dim, \
+                                                        const uint8_t *const *blocks,              \
+                                                        float (*s)[ROWS_MAX][RDU_KV_BLOCK])        \
+    {                                                                                              \
+        scores(type, R, rows, head_dim, blocks, s);                                                \
+    }                                                                                              \
+    static __attribute__((noinline)) void values_##name(                                           \
+        const struct piece *piece, const struct row *rows, const uint8_t *block, uint32_t head_dim) \
+    {                                                                                              \
+        all_values(type, R, piece, rows, block, head_dim);                                         \
+    }
+DEFINE_LOOPS(f16_1, RDU_KV_F16, 1)
+DEFINE_LOOPS(f16_2, RDU_KV_F16, 2)
+DEFINE_LOOPS(f16_3, RDU_KV_F16, 3)
+DEFINE_LOOPS(f16_4, RDU_KV_F16, 4)
+DEFINE_LOOPS(f16_6, RDU_KV_F16, 6)
+DEFINE_LOOPS(f32_1, RDU_KV_F32, 1)
+DEFINE_LOOPS(f32_2, RDU_KV_F32, 2)
+DEFINE_LOOPS(f32_3, RDU_KV_F32, 3)
+DEFINE_LOOPS(f32_4, RDU_KV_F32, 4)
+DEFINE_LOOPS(f32_6, RDU_KV_F32, 6)
+#if ROWS_MAX >= 8
+DEFINE_LOOPS(f16_8, RDU_KV_F16, 8)
+DEFINE_LOOPS(f32_8, RDU_KV_F32, 8)
+#endif
+
+/* R rows over blocks [block_from, block_to). Blocks that no row sees are not touched. */
+X86_INLINE void attend(const unsigned R, scores_fn *scores_of, values_fn *values_of,
+                       const struct rdu_attn_args *a, const struct row *rows, uint32_t block_from,
+                       uint32_t block_to)
+{
+    const unsigned B = score_blocks(R);
+    uint32_t b = block_from;
+    while (b < block_to) {
+        struct piece piece[BLOCKS_MAX];
+        _Alignas(64) float s[BLOCKS_MAX][ROWS_MAX][RDU_KV_BLOCK];
+        const uint8_t *blocks[BLOCKS_MAX];
+        unsigned n = 0;
+        for (; b < block_to && n < B; b++) {
+            blocks[n] = a->block[b];
+            if (block_ranges(R, rows, b, &piece[n]))
+                n++;
+        }
+        if (n == 0)
+            break;
+        for (unsigned i = n; i < B; i++)
+            blocks[i] = blocks[0]; /* computed, not used */
+        scores_of(rows, a->head_dim, blocks, s);
+        for (unsigned i = 0; i < n; i++) {
+            weigh(R, a, rows, s[i], &piece[i]);
+            values_of(&piece[i], rows, blocks[i], a->head_dim);
         }
     }
 }
 
-static void attn_f16(const struct rdu_attn_args *a)
+/* Rows of the next batch out of `left`: sizes that exist, no single row left over where it can be
+ * avoided. */
+static inline unsigned batch_rows(unsigned left)
 {
-    attn(RDU_KV_F16, a);
+    if (ROWS_MAX >= 8 && left >= 8 && left != 9 && left != 10 && left != 12)
+        return 8;
+    if (left >= 6 && left != 7)
+        return 6;
+    return left == 7 ? 4 : left == 5 ? 3 : left;
 }
 
-static void attn_f32(const struct rdu_attn_args *a)
+#define ATTEND(R)                                                                                  \
+    do {                                                                                           \
+        if (type == RDU_KV_F16)                                                                    \
+            attend(R, scores_f16_##R, values_f16_##R, a, rows, block_from, block_to);              \
+        else                                                                                       \
+            attend(R, scores_f32_##R, values_f32_##R, a, rows, block_from, block_to);              \
+    } while (0)
+
+static void attend_batch(enum rdu_kv_type type, unsigned n, const struct rdu_attn_args *a,
+                         const struct row *rows, uint32_t block_from, uint32_t block_to)
 {
-    attn(RDU_KV_F32, a);
+#if ROWS_MAX >= 8
+    if (n == 8)
+        ATTEND(8);
+#endif
+    if (n == 6)
+        ATTEND(6);
+    else if (n == 4)
+        ATTEND(4);
+    else if (n == 3)
+        ATTEND(3);
+    else if (n == 2)
+        ATTEND(2);
+    else if (n == 1)
+        ATTEND(1);
+}
+
+static void attn(enum rdu_kv_type type, const struct rdu_attn_args *a, uint32_t count)
+{
+    const uint32_t heads = a->heads, total = count * heads;
+    for (uint32_t i = 0, n; i < total; i += n) {
+        struct row rows[ROWS_MAX];
+        uint32_t block_from = UINT32_MAX, block_to = 0;
+        n = batch_rows(total - i);
+        for (uint32_t k = 0; k < n; k++) {
+            const struct rdu_attn_args *token = &a[(i + k) / heads];
+            uint32_t h = (i + k) % heads;
+            rows[k] = (struct row){
+                .q = token->q + (size_t)h * a->head_dim,
+                .m = token->m + h,
+                .l = token->l + h,
+                .o = token->o + (size_t)h * a->head_dim,
+                .pos_from = BASE_MAX(token->pos_from, token->block_from * RDU_KV_BLOCK),
+                .pos_to = BASE_MIN(token->pos_to, token->block_to * RDU_KV_BLOCK),
+            };
+            block_from = BASE_MIN(block_from, token->block_from);
+            block_to = BASE_MAX(block_to, token->block_to);
+        }
+        attend_batch(type, n, a, rows, block_from, block_to);
+    }
+}
+
+static void attn_tile_f16(const struct rdu_attn_args *a, uint32_t count)
+{
+    attn(RDU_KV_F16, a, count);
+}
+
+static void attn_tile_f32(const struct rdu_attn_args *a, uint32_t count)
+{
+    attn(RDU_KV_F32, a, count);
 }

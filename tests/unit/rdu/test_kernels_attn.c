@@ -187,6 +187,74 @@ static void any_split_of_the_context_gives_the_same_bits(void **state)
     }
 }
 
+/* Tokens of a step see different parts of the same pages; one of them has infinite values in V that the
+ * earlier ones must not notice. */
+static void a_tile_of_tokens_gives_the_bits_of_single_tokens(void **state)
+{
+    struct util_tables *t = *state;
+    struct rng r;
+    rng_init(&r, util_seed() + 25);
+    for (unsigned round = 0; round < 150; round++) {
+        enum { TOKENS = 9 };
+        struct setup s = random_setup(&r);
+        struct context c;
+        s.pos_from = 0;
+        context_init(&c, &r, &t->k[0], s);
+        uint32_t count = 1 + (uint32_t)rng_below(&r, TOKENS), last = s.pos_to - 1;
+        size_t width = (size_t)s.heads * s.head_dim;
+        if (s.type == RDU_KV_F32) /* the last position, seen by the last token only */
+            ((float *)c.block[last / 32])[(size_t)(32 + last % 32) * s.head_dim] = INFINITY;
+        float *q = mem_array(count * width, sizeof *q);
+        float *m[2], *l[2], *o[2];
+        for (unsigned i = 0; i < 2; i++) {
+            m[i] = mem_array((size_t)count * s.heads, sizeof(float));
+            l[i] = mem_array((size_t)count * s.heads, sizeof(float));
+            o[i] = mem_array(count * width, sizeof(float));
+        }
+        for (size_t i = 0; i < count * width; i++)
+            q[i] = util_unit(&r) * 3;
+        struct rdu_attn_args a[2][TOKENS];
+        for (uint32_t i = 0; i < count; i++) {
+            uint32_t back = count - 1 - i, to = s.pos_to > back ? s.pos_to - back : 1;
+            uint32_t from = round % 3 == 0 && to > 20 ? to - 20 : 0; /* a window */
+            uint32_t block_from = round % 5 == 0 ? from / 32 : 0;
+            for (unsigned k = 0; k < 2; k++)
+                a[k][i] = (struct rdu_attn_args){
+                    .q = q + i * width, .block = (const void *const *)c.block, .heads = s.heads,
+                    .head_dim = s.head_dim, .block_from = block_from, .block_to = (to + 31) / 32,
+                    .pos_from = from, .pos_to = to, .scale = 0.125f, .softcap = s.softcap,
+                    .m = m[k] + i * s.heads, .l = l[k] + i * s.heads, .o = o[k] + i * width,
+                };
+        }
+        for (unsigned k = 0; k < t->count; k++) {
+            for (unsigned i = 0; i < 2; i++) {
+                for (uint32_t h = 0; h < count * s.heads; h++) {
+                    m[i][h] = -INFINITY;
+                    l[i][h] = 0;
+                }
+                memset(o[i], 0, count * width * sizeof(float));
+            }
+            for (uint32_t i = 0; i < count; i++)
+                t->k[0].attn[s.type](&a[0][i]);
+            t->k[k].attn_tile[s.type](a[1], count);
+            for (uint32_t h = 0; h < count * s.heads; h++)
+                assert_true(util_same(m[0][h], m[1][h]) && util_same(l[0][h], l[1][h]));
+            for (size_t i = 0; i < count * width; i++)
+                if (!util_same(o[0][i], o[1][i]))
+                    fail_msg("%s tokens %u heads %u dim %u positions %u seed %llu: token %zu differs",
+                             t->name[k], count, s.heads, s.head_dim, s.pos_to,
+                             (unsigned long long)util_seed(), i / width);
+        }
+        for (unsigned i = 0; i < 2; i++) {
+            free(m[i]);
+            free(l[i]);
+            free(o[i]);
+        }
+        free(q);
+        context_done(&c);
+    }
+}
+
 static double stored(enum rdu_kv_type type, float v)
 {
     return (double)(type == RDU_KV_F32 ? v : rdu_f16_to_f32(rdu_f32_to_f16(v)));
@@ -322,6 +390,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_prestate(every_isa_gives_the_reference_bits, &tables),
         cmocka_unit_test_prestate(any_split_of_the_context_gives_the_same_bits, &tables),
+        cmocka_unit_test_prestate(a_tile_of_tokens_gives_the_bits_of_single_tokens, &tables),
         cmocka_unit_test_prestate(reference_is_close_to_double, &tables),
         cmocka_unit_test_prestate(invisible_memory_never_matters, &tables),
         cmocka_unit_test_prestate(storing_writes_one_slot_and_rounds, &tables),

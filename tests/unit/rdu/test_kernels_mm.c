@@ -304,7 +304,8 @@ static void no_slot_is_empty(void **state)
             assert_non_null(k->mm_f32[type]);
             assert_int_equal(k->mm_q8[type] != NULL, rdu_type_has_q8((enum rdu_type)type));
         }
-        assert_true(k->attn[0] && k->attn[1] && k->kv_store[0] && k->kv_store[1]);
+        assert_true(k->attn[0] && k->attn[1] && k->attn_tile[0] && k->attn_tile[1]);
+        assert_true(k->kv_store[0] && k->kv_store[1]);
         assert_true(k->rms_norm && k->quantize && k->silu_mul && k->gelu_mul && k->add && k->axpy);
         assert_true(k->scale && k->softcap && k->rope && k->unpack_row && k->argmax);
     }
