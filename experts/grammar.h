@@ -147,6 +147,8 @@ const uint32_t *grammar_mask(struct grammar_state *s, uint32_t *ret_count);
 
 /* Between the two files. */
 #define GRAMMAR_DEAD UINT32_MAX
+/* Bounds what one mask or one text may cost: the engine's thread serves others too. */
+void grammar_begin_work(struct grammar_state *s);
 uint32_t grammar_state_now(const struct grammar_state *s);
 /* The state after a byte, GRAMMAR_DEAD if none; *full is set when there is no room to say. */
 uint32_t grammar_next(struct grammar_state *s, uint32_t from, uint8_t byte, bool *full);

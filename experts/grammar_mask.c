@@ -202,6 +202,7 @@ const uint32_t *grammar_mask_fill(struct grammar_mask_cache *c, const struct gra
             return c->mask[i].bits;
         }
     struct kept_mask *m = &c->mask[c->turn++ % MASKS_KEPT];
+    grammar_begin_work(s);
     for (int attempt = 0; attempt < 2; attempt++) {
         bool full = false;
         memset(m->bits, 0, c->words * sizeof *m->bits);

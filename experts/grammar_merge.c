@@ -102,6 +102,13 @@ static json_t *joined_properties(json_t *a, json_t *b)
     return out;
 }
 
+/* Members are copied, lists are compared each with each. */
+static uint64_t join_cost(const json_t *a, const json_t *b)
+{
+    uint64_t members = json_object_size(a) + json_object_size(b);
+    return members * SCHEMA_WORK_COPY + (uint64_t)json_array_size(a) * json_array_size(b) * 4;
+}
+
 /* NULL = there is no one keyword that says both. */
 static json_t *join(const char *key, json_t *a, json_t *b)
 {
@@ -164,6 +171,8 @@ enum err_code schema_merge(struct schema *s, const json_t *a, const json_t *b, j
     if (closes_over(a, b) || closes_over(b, a))
         return schema_wrong(s, ERR_UNSUPPORTED, "additionalProperties",
                             "beside properties of another part of allOf, anyOf or $ref is not supported");
+    if (!schema_spend(s, 20 + SCHEMA_WORK_COPY * (json_object_size(a) + json_object_size(b))))
+        return s->e->code;
     json_t *out = json_copy((json_t *)a);
     json_array_append_new(s->made, out);
     json_object_foreach((json_t *)b, key, v)
@@ -175,6 +184,8 @@ enum err_code schema_merge(struct schema *s, const json_t *a, const json_t *b, j
         }
         if (schema_is_annotation(key))
             continue;
+        if (!schema_spend(s, join_cost(mine, v)))
+            return s->e->code;
         json_t *joint = join(key, mine, v);
         if (joint == NULL)
             return schema_wrong(s, ERR_UNSUPPORTED, key, "given twice with different values cannot be joined");

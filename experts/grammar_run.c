@@ -15,6 +15,8 @@
 #define PAIRS_MAX 262144U /* over all states */
 #define SET_MAX 8192U     /* of one state; more possibilities than that are not followed */
 
+#define WORK_MAX 4000000U /* pairs looked at for one mask: tens of ms, only for grammars of great ambiguity */
+
 #define NOT_YET 0U        /* in a row of `next`: else state + 2, 1 = dead */
 #define ROW_DEAD 1U
 
@@ -57,6 +59,7 @@ struct grammar_state {
     struct pair *seen_pair;
     uint32_t stamp, seen_count, todo_count, set_count;
     bool set_accepts, no_room;
+    uint32_t work;              /* since grammar_begin_work */
     struct stack_cell *old_cell; /* [STACKS_MAX] for grammar_flush */
     uint32_t *moved;
 };
@@ -195,8 +198,10 @@ static uint32_t intern(struct grammar_state *s)
 
 static uint32_t close_set(struct grammar_state *s)
 {
-    while (s->todo_count > 0)
+    while (s->todo_count > 0) {
+        s->work++;
         expand(s, s->todo[--s->todo_count]);
+    }
     return intern(s);
 }
 
@@ -207,6 +212,7 @@ static uint32_t step(struct grammar_state *s, uint32_t from, unsigned byte, unsi
     *lo = 0;
     *hi = 255;
     closure_begin(s);
+    s->work += d->count + 8;
     for (uint32_t i = 0; i < d->count; i++) {
         struct pair p = s->t.pair[d->first + i];
         const struct gnode *n = &s->grammar->nodes[p.node];
@@ -231,6 +237,8 @@ uint32_t grammar_next(struct grammar_state *s, uint32_t from, uint8_t byte, bool
         return GRAMMAR_DEAD;
     if (row[byte] != NOT_YET)
         return row[byte] - 2U;
+    if (s->work > WORK_MAX) /* what was not looked at is not allowed this time */
+        return GRAMMAR_DEAD;
     uint32_t to = step(s, from, byte, &lo, &hi);
     if (s->no_room) {
         *full = true;
@@ -239,6 +247,11 @@ uint32_t grammar_next(struct grammar_state *s, uint32_t from, uint8_t byte, bool
     for (unsigned k = lo; k <= hi; k++)
         row[k] = (uint16_t)(to == GRAMMAR_DEAD ? ROW_DEAD : to + 2);
     return to;
+}
+
+void grammar_begin_work(struct grammar_state *s)
+{
+    s->work = 0;
 }
 
 uint32_t grammar_state_now(const struct grammar_state *s)
@@ -377,6 +390,7 @@ static uint32_t walk(struct grammar_state *s, const char *bytes, size_t len, boo
 bool grammar_accept_bytes(struct grammar_state *s, const char *bytes, size_t len)
 {
     bool full = false;
+    grammar_begin_work(s);
     uint32_t at = s->over ? GRAMMAR_DEAD : walk(s, bytes, len, &full);
     if (full) {
         grammar_flush(s);

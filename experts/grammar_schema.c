@@ -36,6 +36,14 @@ enum err_code schema_wrong(struct schema *s, enum err_code code, const char *key
     return code;
 }
 
+bool schema_spend(struct schema *s, uint64_t units)
+{
+    s->work += units;
+    if (s->work > SCHEMA_WORK_MAX)
+        schema_wrong(s, ERR_INVALID, "", "leads to too many combinations of schemas");
+    return s->work <= SCHEMA_WORK_MAX;
+}
+
 enum err_code schema_count(struct schema *s, const json_t *schema, const char *key, uint32_t *ret)
 {
     const json_t *v = json_object_get(schema, key);
@@ -94,6 +102,8 @@ enum err_code schema_rule(struct schema *s, json_t *schema, uint32_t *ret)
     }
     if (s->depth >= GRAMMAR_NEST_MAX)
         return schema_wrong(s, ERR_INVALID, "", "is nested deeper than %u schemas", GRAMMAR_NEST_MAX);
+    if (s->work > SCHEMA_WORK_MAX)
+        return s->e->code;
     if (s->build.full)
         return ERR_OK; /* gb_finish says so */
     uint32_t rule = gb_rule(&s->build), entry = GNODE_IDX_FAIL;
@@ -145,6 +155,7 @@ static json_t *rest_of(struct schema *s, json_t *schema, const char *but)
     bool something = false;
     const char *key;
     json_t *v, *out = json_object();
+    schema_spend(s, 20 + SCHEMA_WORK_COPY * json_object_size(schema)); /* schema_rule looks at it */
     json_object_foreach(schema, key, v)
     {
         if (strcmp(key, but) == 0 || schema_is_annotation(key))

@@ -18,6 +18,7 @@ struct schema {
     size_t memo_count, memo_cap;
     json_t *made;             /* array: merged schemas, kept so that addresses stay theirs */
     struct buf path;          /* of the schema at hand, from the request's field */
+    uint64_t work;            /* spent on merging; see schema_spend */
     unsigned depth;
     struct err *e;
 };
@@ -28,6 +29,11 @@ void schema_pop(struct schema *s, size_t len);
 /* Fails with the path of `key` in the schema at hand. */
 enum err_code schema_wrong(struct schema *s, enum err_code code, const char *key, const char *fmt, ...)
     BASE_PRINTF(4, 5);
+/* Merging copies, and references can ask for exponentially many merges: false when it gets too much (the
+ * failure is set). One unit is a few ns. */
+#define SCHEMA_WORK_MAX 20000000U
+#define SCHEMA_WORK_COPY 50U /* of one member */
+bool schema_spend(struct schema *s, uint64_t units);
 /* The rule of a schema (object or boolean). */
 enum err_code schema_rule(struct schema *s, json_t *schema, uint32_t *ret) BASE_NODISCARD;
 /* A whole number >= 0; absent leaves *ret as it was. */

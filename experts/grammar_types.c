@@ -288,6 +288,8 @@ enum err_code schema_array(struct schema *s, json_t *schema, uint32_t next, uint
 
 /* ---- objects ------------------------------------------------------------------------------------- */
 
+#define NAME_MAX_BYTES 512U /* each character is a level when other names are made */
+
 struct member {
     const char *name;
     uint32_t rule;
@@ -324,6 +326,8 @@ static enum err_code read_members(struct schema *s, json_t *schema, struct objec
         enum err_code code = member_rule(s, name, v, &p->member[p->count].rule);
         if (code != ERR_OK)
             return code;
+        if (strlen(name) > NAME_MAX_BYTES)
+            return schema_wrong(s, ERR_INVALID, "properties", "has a name of more than %u bytes", NAME_MAX_BYTES);
         p->member[p->count++].name = name;
     }
     return ERR_OK;
@@ -350,10 +354,12 @@ static enum err_code read_required(struct schema *s, json_t *schema, struct obje
     bool closed = json_is_false(json_object_get(schema, "additionalProperties"));
     if (required != NULL && !json_is_array(required))
         return schema_wrong(s, ERR_INVALID, "required", "must be a list of names");
+    if (!schema_spend(s, (uint64_t)json_array_size(required) * (p->count + json_array_size(required))))
+        return s->e->code;
     for (size_t i = 0; i < json_array_size(required); i++) {
         const char *name = json_string_value(json_array_get(required, i));
         size_t k = 0;
-        if (name == NULL)
+        if (name == NULL || strlen(name) > NAME_MAX_BYTES)
             return schema_wrong(s, ERR_INVALID, "required", "must be a list of names");
         while (k < p->count && strcmp(p->member[k].name, name) != 0)
             k++;

@@ -401,6 +401,38 @@ static void mutated_texts_are_survived(void **state)
     }
 }
 
+/* What would cost minutes is refused or bounded: the threads serve others too. */
+static void hostile_grammars_are_bounded(void **state)
+{
+    struct buf text = {0};
+    struct grammar *g = NULL;
+    struct err e = {0};
+    buf_puts(&text, "{\"$ref\":\"#/$defs/d0\",\"$defs\":{");
+    for (unsigned i = 0; i < 40; i++) /* 2^40 merges */
+        buf_printf(&text, "\"d%u\":{\"type\":\"object\",\"anyOf\":[{\"$ref\":\"#/$defs/d%u\"},{\"$ref\":\"#/$defs/d%u\"}]},", i,
+                   i + 1, i + 1);
+    buf_puts(&text, "\"d40\":{}}}");
+    assert_int_equal(grammar_compile_schema(text.data, text.len, "schema", &g, &e), ERR_INVALID);
+    buf_done(&text);
+    struct tokenizer *t = tiny_tokenizer();
+    struct grammar_vocab *v = grammar_vocab_open(t);
+    g = gbnf("root ::= ([a-z ]{0,900} [a-z]{0,900} [ -~]{0,900}){0,50}");
+    struct grammar_state *s = grammar_state_open(g, v);
+    uint64_t start = clock_thread_ns();
+    for (unsigned i = 0; i < 3; i++) {
+        uint32_t count;
+        grammar_mask(s, &count);
+        assert_true(count > 0);
+        assert_true(grammar_accept_bytes(s, "a", 1));
+    }
+    /* Without bounds this takes minutes; the limit leaves room for sanitizers. */
+    assert_true(clock_thread_ns() - start < 60ULL * 1000000000);
+    grammar_state_close(&s);
+    grammar_unref(&g);
+    grammar_vocab_close(&v);
+    tokenizer_close(&t);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -412,6 +444,7 @@ int main(void)
         cmocka_unit_test(depth_ends_in_no_blind_alley),
         cmocka_unit_test(tables_may_fill_up),
         cmocka_unit_test(mutated_texts_are_survived),
+        cmocka_unit_test(hostile_grammars_are_bounded),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
