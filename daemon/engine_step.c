@@ -37,7 +37,8 @@ static void make_view(struct engine *g, struct sched_view *v)
 {
     for (uint32_t i = 0; i < g->bases_count; i++) {
         struct sched_base *b = &g->bases[i];
-        *b = (struct sched_base){.served_ns = b->served_ns, .waiting_ns = b->waiting_ns};
+        *b = (struct sched_base){.served_ns = b->served_ns, .waiting_ns = b->waiting_ns,
+                                 .loaded_ns = b->loaded_ns};
     }
     for (uint32_t i = 0; i < g->opt.max_sequences; i++) {
         struct lane *l = &g->lanes[i];
@@ -391,6 +392,8 @@ static void deliver(struct engine *g, struct open_step *o)
     }
     struct sched_base *b = &g->bases[lanes[0]->base_idx];
     b->served_ns = b->waiting_ns = now;
+    if (st.load_bytes)
+        b->loaded_ns = now;
     uint64_t decided_ns = o->decided_ns;
     engine_close_step(o);
     note_step(g, &st, decided_ns, decoded);

@@ -23,26 +23,43 @@ static bool overdue(const struct sched_view *v, const struct sched_base *b, uint
     return now_ns >= b->waiting_ns && now_ns - b->waiting_ns >= v->max_defer_ns;
 }
 
-/* Must load and would push out what others are using: not before it has waited its time, unless nobody
- * else has anything to do. */
+/* Until when some other base that just loaded may use what it loaded; 0 = none. */
+static uint64_t turn_end(const struct sched_view *v, uint32_t except, uint64_t now_ns)
+{
+    uint64_t latest = 0;
+    for (uint32_t i = 0; i < v->count; i++) {
+        const struct sched_base *b = &v->bases[i];
+        uint64_t end = b->loaded_ns + v->max_defer_ns / 2;
+        if (i != except && b->runnable && b->missing_bytes == 0 && b->loaded_ns && now_ns < end)
+            latest = BASE_MAX(latest, end);
+    }
+    return latest;
+}
+
+/* Must load and would push out what others are using: not before it has waited its time and the others
+ * have had their turn, unless nobody else has anything to do. */
 static bool must_wait(const struct sched_view *v, uint32_t idx, uint64_t now_ns)
 {
     const struct sched_base *b = &v->bases[idx];
-    if (b->missing_bytes == 0 || fits_beside(v, idx) || overdue(v, b, now_ns))
+    if (b->missing_bytes == 0 || fits_beside(v, idx))
         return false;
+    if (overdue(v, b, now_ns))
+        return turn_end(v, idx, now_ns) > 0;
     for (uint32_t i = 0; i < v->count; i++)
         if (i != idx && (v->bases[i].open || (v->bases[i].runnable && v->bases[i].missing_bytes == 0)))
             return true;
     return false;
 }
 
-/* Overdue before the rest, then higher priority, then longest unserved; the base of the last step loses
- * ties. Overdue comes first so that priority delays nobody beyond the bound. */
+/* Overdue before the rest and the longest waiting of them first, so that priority delays nobody beyond the
+ * bound; then higher priority, then longest unserved; the base of the last step loses ties. */
 static bool better(const struct sched_view *v, uint32_t a, uint32_t b, uint64_t now_ns)
 {
     const struct sched_base *x = &v->bases[a], *y = &v->bases[b];
     if (overdue(v, x, now_ns) != overdue(v, y, now_ns))
         return overdue(v, x, now_ns);
+    if (overdue(v, x, now_ns) && x->waiting_ns != y->waiting_ns)
+        return x->waiting_ns < y->waiting_ns;
     if (x->priority != y->priority)
         return x->priority > y->priority;
     if (x->served_ns != y->served_ns)
@@ -69,7 +86,7 @@ uint64_t sched_wake_ns(const struct sched_view *v, uint64_t now_ns)
     for (uint32_t i = 0; i < v->count; i++) {
         const struct sched_base *b = &v->bases[i];
         if (b->runnable && !b->open && must_wait(v, i, now_ns))
-            wake = BASE_MIN(wake, b->waiting_ns + v->max_defer_ns);
+            wake = BASE_MIN(wake, BASE_MAX(b->waiting_ns + v->max_defer_ns, turn_end(v, i, now_ns)));
     }
     return wake;
 }

@@ -4,8 +4,9 @@
  * Bases whose weights are resident take turns step by step: switching between them costs an argument table.
  * A base that must load is started at once if it fits beside those that run; its loads overlap with their
  * steps. If it does not fit, the running ones keep the memory until it has waited max_defer_ns, then it gets
- * it, and keeps it for as long in its turn. So no base waits longer than max_defer_ns times the bases before
- * it, plus their loads. */
+ * it. What was paid for with a load is used: the base that came in keeps the memory for at least half of
+ * max_defer_ns, however many others are overdue, or they would swap after every step. So no base waits longer
+ * than max_defer_ns times the bases before it, plus their loads. */
 #ifndef SWITCHYARD_DAEMON_SCHED_H
 #define SWITCHYARD_DAEMON_SCHED_H
 
@@ -18,6 +19,7 @@ struct sched_base {
     uint64_t resident_bytes;  /* what of it could be evicted: none of a held base */
     uint64_t served_ns;       /* when its last step ended; 0 = never */
     uint64_t waiting_ns;      /* since when it has been runnable without being served */
+    uint64_t loaded_ns;       /* when its weights last came in; 0 = it had nothing to load */
     int32_t priority;         /* highest of its sequences */
 };
 struct sched_view {

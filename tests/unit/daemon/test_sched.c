@@ -92,6 +92,33 @@ static void priority_goes_first_but_starves_nobody(void **state)
     assert_in_range(low, 8, 12);
 }
 
+/* Three bases, room for one: each keeps what it loaded for half of the bound, then the next comes in. */
+static void what_was_loaded_is_used_before_it_goes(void **state)
+{
+    struct sched_base b[3] = {{.missing_bytes = 60, .runnable = 1}, {.missing_bytes = 60, .runnable = 1},
+                              {.missing_bytes = 60, .runnable = 1}};
+    struct sched_view v = view(b, 3, 100);
+    uint32_t loads = 0, steps = 0;
+    for (uint64_t now = 1000 * MS; now < 11000 * MS; now += 5 * MS) {
+        uint32_t i = sched_next(&v, now);
+        if (i == NONE)
+            continue;
+        steps++;
+        if (b[i].missing_bytes) {
+            for (int k = 0; k < 3; k++) {
+                b[k].missing_bytes = k == (int)i ? 0 : 60;
+                b[k].resident_bytes = k == (int)i ? 60 : 0;
+            }
+            loads++;
+            now += 100 * MS;
+            b[i].loaded_ns = now;
+        }
+        b[i].served_ns = b[i].waiting_ns = now;
+    }
+    assert_in_range(loads, 20, 40); /* 350 ms a turn, load included; it would be hundreds without */
+    assert_true(steps > 20 * loads);
+}
+
 /* Random schedules: no runnable base is ever left longer than the bound times the bases, plus its load. */
 static void no_base_starves_in_random_schedules(void **state)
 {
@@ -120,6 +147,7 @@ static void no_base_starves_in_random_schedules(void **state)
                 b[i].resident_bytes = b[i].missing_bytes;
                 b[i].missing_bytes = 0;
                 now += 100 * MS;
+                b[i].loaded_ns = now;
             }
             now += (1 + rng_below(&rng, 10)) * MS;
             b[i].served_ns = b[i].waiting_ns = now;
@@ -147,6 +175,7 @@ int main(void)
         cmocka_unit_test(a_load_that_evicts_others_waits_its_time_and_no_longer),
         cmocka_unit_test(a_load_waits_for_nobody_when_nobody_runs),
         cmocka_unit_test(priority_goes_first_but_starves_nobody),
+        cmocka_unit_test(what_was_loaded_is_used_before_it_goes),
         cmocka_unit_test(no_base_starves_in_random_schedules),
         cmocka_unit_test(prompts_take_less_beside_decoding),
     };
