@@ -123,6 +123,9 @@ def check_word(word, case, reply, again):
             assert values == sorted(values, reverse=True)
     elif word == "no_tool_calls":
         assert "tool_calls" not in body["choices"][0]["message"]
+    elif word == "content_is_json_unless_length":
+        if body["choices"][0]["finish_reason"] != "length":
+            json.loads(reply.text)
     elif word == "total_tokens_sum":
         pass  # always checked
     else:

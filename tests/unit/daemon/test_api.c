@@ -348,6 +348,33 @@ static void options_reach_the_request(void **state)
     rig_close(&r);
 }
 
+static void a_wanted_form_reaches_the_request(void **state)
+{
+    static const struct {
+        const char *field;
+        bool constrained;
+    } cases[] = {
+        {"\"response_format\":{\"type\":\"text\"}", false},
+        {"\"response_format\":null,\"grammar\":\"\"", false},
+        {"\"response_format\":{\"type\":\"json_object\"}", true},
+        {"\"response_format\":{\"type\":\"json_object\",\"schema\":{\"type\":\"object\"}}", true},
+        {"\"response_format\":{\"type\":\"json_schema\",\"json_schema\":{\"name\":\"x\",\"strict\":true,"
+         "\"schema\":{\"type\":\"integer\"}}}", true},
+        {"\"json_schema\":{\"type\":\"integer\"}", true},
+        {"\"grammar\":\"root ::= [a-z]+\"", true},
+    };
+    struct rig r;
+    rig_open_api(&r, 1);
+    for (size_t i = 0; i < BASE_COUNT(cases); i++) {
+        char body[400];
+        snprintf(body, sizeof body, "{\"model\":\"alpha\"," HI ",%s}", cases[i].field);
+        struct api_call *c = prepared(&r, API_CHAT, body);
+        assert_int_equal(c->requests[0]->grammar != NULL, cases[i].constrained);
+        api_call_close(&c);
+    }
+    rig_close(&r);
+}
+
 static void configured_defaults_hold_where_the_client_is_silent(void **state)
 {
     struct rig r;
@@ -551,6 +578,7 @@ int main(void)
         cmocka_unit_test(tools_reach_the_template_unless_the_client_wants_none),
         cmocka_unit_test(client_text_cannot_forge_control_tokens),
         cmocka_unit_test(options_reach_the_request),
+        cmocka_unit_test(a_wanted_form_reaches_the_request),
         cmocka_unit_test(configured_defaults_hold_where_the_client_is_silent),
         cmocka_unit_test(two_calls_without_a_seed_differ_in_seed_and_id),
         cmocka_unit_test(whole_answers_have_text_usage_and_finish),
