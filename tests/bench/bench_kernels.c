@@ -33,7 +33,7 @@ static double measure(const struct bench *b, work_fn *work, void *ctx)
 {
     uint64_t t0 = clock_thread_ns();
     work(ctx);
-    double once = (double)(clock_thread_ns() - t0) + 1, best = INFINITY;
+    double once = (double)(clock_thread_ns() - t0) + 1, best = (double)INFINITY;
     unsigned calls = 1 + (unsigned)(b->rep_ns / once);
     for (unsigned rep = 0; rep < 5; rep++) {
         t0 = clock_thread_ns();
@@ -74,7 +74,7 @@ static bool wanted(const struct bench *b, const char *leaf, const char *shape)
 
 /* The chains must be registers at any optimisation level. */
 #ifdef __clang__
-#define UNROLL _Pragma("unroll")
+#define UNROLL _Pragma("clang loop unroll(full)")
 #else
 #define UNROLL _Pragma("GCC unroll 16")
 #endif

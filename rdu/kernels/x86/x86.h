@@ -18,7 +18,7 @@ void rdu_x86_rows_avx512(struct rdu_kernels *k);
 
 /* Loops over arrays of registers must vanish, or the arrays live in memory. */
 #ifdef __clang__
-#define X86_UNROLL _Pragma("unroll")
+#define X86_UNROLL _Pragma("clang loop unroll(full)")
 #else
 #define X86_UNROLL _Pragma("GCC unroll 16")
 #endif

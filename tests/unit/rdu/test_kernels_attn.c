@@ -264,7 +264,7 @@ static double stored(enum rdu_kv_type type, float v)
 static void oracle(const struct context *c, uint32_t head, double *p, double *o)
 {
     const uint32_t n = c->s.head_dim;
-    double max = -INFINITY, sum = 0;
+    double max = (double)-INFINITY, sum = 0;
     for (uint32_t t = c->s.pos_from; t < c->s.pos_to; t++) {
         double s = 0;
         for (uint32_t d = 0; d < n; d++)
