@@ -158,12 +158,23 @@ static void closure_begin(struct grammar_state *s)
     s->set_accepts = s->no_room = false;
 }
 
-static int by_pair(const void *a, const void *b)
+static bool pair_before(struct pair a, struct pair b)
 {
-    const struct pair *x = a, *y = b;
-    if (x->node != y->node)
-        return x->node < y->node ? -1 : 1;
-    return x->stack < y->stack ? -1 : x->stack > y->stack;
+    return a.node != b.node ? a.node < b.node : a.stack < b.stack;
+}
+
+/* Shell's sort: in place, while qsort of the C library allocates for large arrays. */
+static void sort_pairs(struct pair *p, uint32_t n)
+{
+    static const uint32_t gaps[] = {3548, 1577, 701, 301, 132, 57, 23, 10, 4, 1};
+    for (size_t g = 0; g < BASE_COUNT(gaps); g++)
+        for (uint32_t i = gaps[g]; i < n; i++) {
+            struct pair x = p[i];
+            uint32_t k = i;
+            for (; k >= gaps[g] && pair_before(x, p[k - gaps[g]]); k -= gaps[g])
+                p[k] = p[k - gaps[g]];
+            p[k] = x;
+        }
 }
 
 /* ---- states --------------------------------------------------------------------------------------- */
@@ -174,8 +185,7 @@ static uint32_t intern(struct grammar_state *s)
     struct tables *t = &s->t;
     if (s->no_room || (s->set_count == 0 && !s->set_accepts))
         return GRAMMAR_DEAD;
-    if (s->set_count > 1)
-        qsort(s->set, s->set_count, sizeof *s->set, by_pair);
+    sort_pairs(s->set, s->set_count);
     uint64_t hash = hash64_of(s->set, s->set_count * sizeof *s->set, s->set_accepts);
     uint32_t at = (uint32_t)hash & (2 * STATES_MAX - 1);
     for (; t->state_slot[at] != 0; at = (at + 1) & (2 * STATES_MAX - 1)) {
