@@ -428,7 +428,8 @@ static bool value_is(const json_t *v, unsigned kinds)
         kind = KIND_BOOLEAN;
     else if (json_is_number(v))
         kind = KIND_NUMBER;
-    bool whole = json_is_integer(v) || (json_is_real(v) && json_real_value(v) == (double)(int64_t)json_real_value(v));
+    double number = json_number_value(v);
+    bool whole = json_is_integer(v) || (number > -1e18 && number < 1e18 && number == (double)(int64_t)number);
     return (kinds & 1U << kind) != 0 || (kind == KIND_NUMBER && whole && (kinds & 1U << KIND_INTEGER));
 }
 
