@@ -160,7 +160,7 @@ static uint32_t attention_floats(const struct rdu_program *p)
         for (uint32_t i = 0; i < p->section[s].count; i++) {
             const struct rdu_launch *l = &p->section[s].launches[i];
             if (l->kernel == RDU_KERNEL_ATTENTION)
-                most = BASE_MAX(most, l->attention.heads * (2 + l->attention.head_dim));
+                most = BASE_MAX(most, l->attention.heads * (2 + l->attention.head_dim) * NODE_ATTN_TILE);
         }
     return most;
 }

@@ -35,9 +35,10 @@ struct node_worker {
     float *delta_u;      /* [NODE_TILE, NODE_RANK_MAX] */
     float *delta_v;      /* [NODE_TILE, tile_rows] */
     float *delta_y;      /* [NODE_TILE, tile_rows] */
-    float *attn_state;   /* m, l [heads], o [heads, head_dim] */
+    float *attn_state;   /* for each token of a tile m, l [heads], o [heads, head_dim] */
 };
 #define NODE_TILE 16
+#define NODE_ATTN_TILE 8
 #define NODE_LOCAL_TOKENS 4
 #define NODE_RANK_MAX 4096 /* what an import accepts at most (experts/set_plan.c) */
 

@@ -495,40 +495,112 @@ static void run_rope_append(struct run *r, const struct rdu_launch *l)
 /* Addresses of a kv head's blocks are gathered in runs of this many (2,048 positions). */
 #define BLOCK_RUN 64
 
-/* One (token, heads) item: `heads` q heads from head_from, all of one kv head, over the whole visible
- * context, then the division. out points at the first head's row of head_dim floats. */
-static void attend(const struct run *r, const struct rdu_attention_options *opt, const float *q, uint32_t t,
-                   uint32_t head_from, uint32_t heads, float *out)
+/* What one attention item covers: `tokens` tokens from t, consecutive positions of one sequence, and `heads`
+ * q heads from head_from, all of one kv head. */
+struct attn_item {
+    uint32_t t, tokens, head_from, heads;
+};
+
+/* State of token i of an item: m and l [heads], then o [heads, head_dim]. */
+static float *attn_state(const struct run *r, const struct rdu_attention_options *opt,
+                         const struct attn_item *it, uint32_t i)
 {
-    uint32_t kv_head = head_from / (opt->heads / opt->kv_heads), hd = opt->head_dim;
+    return r->w->attn_state + (size_t)i * it->heads * (2 + opt->head_dim);
+}
+
+static uint32_t visible_from(const struct run *r, const struct rdu_attention_options *opt, uint32_t t)
+{
     uint32_t window = opt->windowed && r->a->window ? r->a->window[r->layer] : 0;
-    uint32_t end = r->a->pos[t] + 1, begin = window && end > window ? end - window : 0;
-    float *m = r->w->attn_state, *l = m + heads, *o = l + heads;
-    for (uint32_t h = 0; h < heads; h++) {
-        m[h] = -INFINITY;
-        l[h] = 0;
+    uint32_t end = r->a->pos[t] + 1;
+    return window && end > window ? end - window : 0;
+}
+
+/* Token i's share of the blocks [base, base + count * RDU_KV_BLOCK), counted from base. */
+static void fill_attn_args(const struct run *r, const struct rdu_attention_options *opt,
+                           const struct attn_item *it, uint32_t i, uint32_t base, uint32_t count,
+                           struct rdu_attn_args *a)
+{
+    uint32_t t = it->t + i, begin = visible_from(r, opt, t), end = r->a->pos[t] + 1;
+    float *state = attn_state(r, opt, it, i);
+    a->pos_from = begin > base ? begin - base : 0;
+    a->pos_to = end > base ? BASE_MIN(end - base, count * RDU_KV_BLOCK) : 0;
+    if (a->pos_from >= a->pos_to)
+        a->pos_from = a->pos_to = 0; /* sees nothing of this run */
+    a->block_from = a->pos_from / RDU_KV_BLOCK;
+    a->block_to = (a->pos_to + RDU_KV_BLOCK - 1) / RDU_KV_BLOCK;
+    a->m = state;
+    a->l = state + it->heads;
+    a->o = state + 2 * it->heads;
+}
+
+static void start_attn(const struct run *r, const struct rdu_attention_options *opt,
+                       const struct attn_item *it)
+{
+    for (uint32_t i = 0; i < it->tokens; i++) {
+        float *state = attn_state(r, opt, it, i);
+        for (uint32_t h = 0; h < it->heads; h++) {
+            state[h] = -INFINITY;
+            state[it->heads + h] = 0;
+        }
+        memset(state + 2 * it->heads, 0, it->heads * opt->head_dim * sizeof(float));
     }
-    memset(o, 0, heads * hd * sizeof(float));
-    for (uint32_t first = begin / RDU_KV_BLOCK; first * RDU_KV_BLOCK < end; first += BLOCK_RUN) {
+}
+
+/* The whole visible context of an item in runs of blocks. q points at token t's head head_from. */
+static void attend(const struct run *r, const struct rdu_attention_options *opt, const struct attn_item *it,
+                   const float *q, size_t q_stride)
+{
+    uint32_t kv_head = it->head_from / (opt->heads / opt->kv_heads);
+    uint32_t end = r->a->pos[it->t + it->tokens - 1] + 1, first = visible_from(r, opt, it->t) / RDU_KV_BLOCK;
+    start_attn(r, opt, it);
+    for (; first * RDU_KV_BLOCK < end; first += BLOCK_RUN) {
         const void *block[BLOCK_RUN];
+        struct rdu_attn_args args[NODE_ATTN_TILE];
         uint32_t base = first * RDU_KV_BLOCK;
         uint32_t count = BASE_MIN((end - base + RDU_KV_BLOCK - 1) / RDU_KV_BLOCK, BLOCK_RUN);
         for (uint32_t i = 0; i < count; i++)
-            block[i] = kv_block(r, t, base + i * RDU_KV_BLOCK, kv_head);
-        struct rdu_attn_args args = {
-            .q = q, .block = block, .heads = heads, .head_dim = hd, .block_from = 0, .block_to = count,
-            .pos_from = begin > base ? begin - base : 0,
-            .pos_to = BASE_MIN(end - base, count * RDU_KV_BLOCK),
-            .scale = opt->scale, .softcap = opt->softcap, .m = m, .l = l, .o = o};
-        r->k->attn[r->a->kv_type](&args);
+            block[i] = kv_block(r, it->t, base + i * RDU_KV_BLOCK, kv_head);
+        for (uint32_t i = 0; i < it->tokens; i++) {
+            args[i] = (struct rdu_attn_args){.q = q + i * q_stride, .block = block, .heads = it->heads,
+                                             .head_dim = opt->head_dim, .scale = opt->scale,
+                                             .softcap = opt->softcap};
+            fill_attn_args(r, opt, it, i, base, count, &args[i]);
+        }
+        if (it->tokens == 1)
+            r->k->attn[r->a->kv_type](args);
+        else
+            r->k->attn_tile[r->a->kv_type](args, it->tokens);
     }
-    for (uint32_t h = 0; h < heads; h++)
-        for (uint32_t d = 0; d < hd; d++)
-            out[h * hd + d] = o[h * hd + d] / l[h];
 }
 
-/* Items are (token, kv head) so that the heads of a group share the loaded K and V; with fewer items than
- * would balance the workers, (token, head) where a head's output still is whole int8 blocks. */
+static void finish_attn(const struct run *r, const struct rdu_attention_options *opt,
+                        const struct attn_item *it, float *y, size_t y_stride, struct rdu_q8 q8)
+{
+    uint32_t hd = opt->head_dim;
+    for (uint32_t i = 0; i < it->tokens; i++) {
+        const float *l = attn_state(r, opt, it, i) + it->heads, *o = l + it->heads;
+        float *out = y + (it->t + i) * y_stride + it->head_from * hd;
+        for (uint32_t h = 0; h < it->heads; h++)
+            for (uint32_t d = 0; d < hd; d++)
+                out[h * hd + d] = o[h * hd + d] / l[h];
+        if (q8.q)
+            quantize_part(r, out, it->heads * hd, q8, it->t + i, it->head_from * hd);
+    }
+}
+
+/* Tokens from t on that are consecutive positions of one sequence, at most a tile. */
+static uint32_t tile_tokens(const struct run *r, uint32_t t)
+{
+    uint32_t n = 1;
+    while (n < NODE_ATTN_TILE && t + n < r->a->n_tokens && r->a->seq[t + n] == r->a->seq[t] &&
+           r->a->pos[t + n] == r->a->pos[t] + n)
+        n++;
+    return n;
+}
+
+/* Items are (tokens, kv head): the heads of a group and the tokens of a tile share each load of K and V.
+ * With fewer items than would balance the workers they are (token, head), where a head's output still is
+ * whole int8 blocks. */
 static void run_attention(struct run *r, const struct rdu_launch *l)
 {
     const struct rdu_attention_options *opt = &l->attention;
@@ -536,20 +608,20 @@ static void run_attention(struct run *r, const struct rdu_launch *l)
     const float *q = f32_of(r, l->in[0], &q_stride);
     float *y = f32_of(r, l->out[0], &y_stride);
     struct rdu_q8 q8 = q8_of(r, l->out[1]);
-    uint32_t tokens = r->a->n_tokens, hd = opt->head_dim, per_item = opt->heads / opt->kv_heads;
-    if (r->threads > 1 && tokens * opt->kv_heads < 8 * r->threads && hd % 32 == 0)
+    uint32_t tokens = r->a->n_tokens, hd = opt->head_dim, per_item = opt->heads / opt->kv_heads, item = 0;
+    bool few = r->threads > 1 && tokens * opt->kv_heads < 8 * r->threads && hd % 32 == 0;
+    if (few)
         per_item = 1;
-    uint32_t items = opt->heads / per_item;
-    for (uint32_t i = 0; i < items; i++)
-        for (uint32_t t = 0; t < tokens; t++) {
-            if ((t * items + i) % r->threads != r->thread_idx)
+    for (uint32_t t = 0, n; t < tokens; t += n) {
+        n = few ? 1 : tile_tokens(r, t);
+        for (uint32_t head = 0; head < opt->heads; head += per_item) {
+            struct attn_item it = {t, n, head, per_item};
+            if (item++ % r->threads != r->thread_idx)
                 continue;
-            uint32_t head = i * per_item;
-            float *out = y + t * y_stride + head * hd;
-            attend(r, opt, q + t * q_stride + head * hd, t, head, per_item, out);
-            if (q8.q)
-                quantize_part(r, out, per_item * hd, q8, t, head * hd);
+            attend(r, opt, &it, q + t * q_stride + head * hd, q_stride);
+            finish_attn(r, opt, &it, y, y_stride, q8);
         }
+    }
 }
 
 /* ---- the walk ---------------------------------------------------------------------------------------------------- */
