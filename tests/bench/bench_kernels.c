@@ -294,6 +294,12 @@ static void bench_linears(struct bench *b)
         for (unsigned t = 1; t < BASE_COUNT(tokens); t++)
             bench_linear(b, f32_types[i], false, 1536, 768, tokens[t]);
     }
+    /* The factors of an adapter of rank 8. */
+    for (unsigned t = 0; t < BASE_COUNT(tokens); t += 3) {
+        bench_linear(b, RDU_Q8_0, false, 8, 576, tokens[t]);
+        bench_linear(b, RDU_F16, false, 8, 576, tokens[t]);
+        bench_linear(b, RDU_F16, false, 576, 8, tokens[t]);
+    }
 }
 
 /* ---- attention --------------------------------------------------------------------------------- */

@@ -2,7 +2,7 @@
 #include "rdu/kernels/x86/unpack_avx512.h"
 
 #define VEC_GROUPS 2
-#define TOKENS_MAX 8
+#define PANEL_TOKENS 8
 
 typedef __m512 vec;
 
@@ -36,36 +36,46 @@ X86_INLINE vec vec_fma(vec a, vec b, vec c)
     return _mm512_fmadd_ps(a, b, c);
 }
 
-X86_INLINE void dequant_run(enum rdu_type type, const uint8_t *a, const uint8_t *b, unsigned run,
-                            float *out, size_t stride)
+/* One run of 32 columns: signed bytes, scales over 2^24, minima; of the halves. */
+struct columns {
+    __m512i q[8];
+    vec scale[2], m[2];
+};
+
+X86_INLINE void open_columns(enum rdu_type type, const uint8_t *a, const uint8_t *b, unsigned run,
+                             struct columns *c)
 {
     struct block packed;
     struct weights w;
     open_block(type, a, b, &packed);
     unpack(type, &packed, run, &w);
-    const __m512i offset = _mm512_set1_epi32(rdu_offset(type));
-    __m512 scale[2] = {w.d, w.d};
-    if (rdu_has_half_scales(type)) {
-        scale[0] = _mm512_mul_ps(w.d, w.sc[0]);
-        scale[1] = _mm512_mul_ps(w.d, w.sc[1]);
-    }
     X86_UNROLL
-    for (unsigned j = 0; j < 8; j++) {
-        X86_UNROLL
-        for (unsigned k = 0; k < 4; k++) {
-            __m512i i = _mm512_and_si512(_mm512_srli_epi32(w.q[j], 8 * k), _mm512_set1_epi32(255));
-            __m512 v = _mm512_cvtepi32_ps(_mm512_sub_epi32(i, offset));
-            v = _mm512_mul_ps(scale[j / 4], v);
-            if (rdu_has_min(type))
-                v = _mm512_add_ps(v, type == RDU_Q2_K ? w.m[j / 4] : w.m[0]);
-            _mm512_storeu_ps(out + (4 * j + k) * stride, v);
-        }
+    for (unsigned j = 0; j < 8; j++)
+        c->q[j] = rdu_offset(type) ? _mm512_sub_epi8(w.q[j], _mm512_set1_epi8((char)rdu_offset(type)))
+                                   : w.q[j];
+    X86_UNROLL
+    for (unsigned i = 0; i < 2; i++) {
+        vec d = rdu_has_half_scales(type) ? _mm512_mul_ps(w.d, w.sc[i]) : w.d;
+        c->scale[i] = _mm512_mul_ps(d, vec_set1(0x1p-24f));
+        if (rdu_has_min(type))
+            c->m[i] = type == RDU_Q2_K ? w.m[i] : w.m[0];
     }
+}
+
+/* A byte moved to the top of its row's word is 2^24 times its value: the scale takes that back, exactly,
+ * so no sign extension is needed. */
+X86_INLINE vec column(enum rdu_type type, const struct columns *c, unsigned j, unsigned k)
+{
+    const __m512i low = _mm512_set1_epi32((int)(0x00808080u | k << 24));
+    const __m512i row = _mm512_broadcast_i32x4(_mm_setr_epi32(0, 4 << 24, 8 << 24, 12 << 24));
+    __m512i top = _mm512_shuffle_epi8(c->q[j], _mm512_add_epi32(low, row));
+    vec v = _mm512_mul_ps(c->scale[j / 4], _mm512_cvtepi32_ps(top));
+    return rdu_has_min(type) ? _mm512_add_ps(v, c->m[j / 4]) : v;
 }
 
 #include "rdu/kernels/x86/mm_f32_tmpl.h"
 
 void rdu_x86_mm_f32_avx512(struct rdu_kernels *k)
 {
-    fill_table(k);
+    memcpy(k->mm_f32, row_fns, sizeof row_fns);
 }

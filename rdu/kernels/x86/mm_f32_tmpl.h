@@ -1,19 +1,25 @@
 /* y = W x with f32 activations, rule 5 of rdu/README.md, for both x86 instruction sets. The includer
  * defines the vector:
  *   vec, VEC_GROUPS (row groups per vector), vec_zero, vec_set1, vec_load, vec_store, vec_add, vec_fma,
- *   dequant_run(type, a, b, run, out, stride): one run of 32 columns of VEC_GROUPS groups to f32,
- *   TOKENS_MAX (tile of tokens).
+ *   struct columns, open_columns(type, a, b, run, c): one run of 32 columns of VEC_GROUPS groups,
+ *   column(type, c, j, k): its column 4 j + k in f32; PANEL_TOKENS (tile of tokens over a panel).
  *
- * Weights are decoded into a panel [columns][rows] once per TOKENS_BLOCK tokens; a tile of tokens then
- * runs down the panel with rows in the lanes, one fused multiply-add per (column, token, vector). Two
- * vectors of rows times TOKENS_MAX tokens are in flight, which hides the latency of the chains. Floats
- * with one or two tokens skip the panel and stream eight groups at once. */
+ * Many tokens: weights are decoded into a panel [columns][rows] once per TOKENS_BLOCK tokens; a tile of
+ * tokens then runs down the panel with rows in the lanes, one fused multiply-add per (column, token,
+ * vector), two vectors of rows in flight. Few tokens: weights go from memory through registers into the
+ * multiply-adds. The runs of a row are chains of their own, so one group alone (a low-rank adapter) can
+ * keep eight of them in flight. */
 
 #define VEC_ROWS (VEC_GROUPS * RDU_GROUP)
 #define VECS_MAX 2
 #define PANEL_ROWS (VECS_MAX * VEC_ROWS)
 #define CHUNK 256 /* columns of a panel: a whole super-block */
 #define TOKENS_BLOCK 64
+#define CHAINS 8     /* multiply-adds in flight without a panel */
+#define FEW_TOKENS 7 /* up to here a panel does not pay */
+#ifndef RUNS_MAX
+#define RUNS_MAX 2   /* quantised runs in flight for one token */
+#endif
 
 struct panel {
     _Alignas(64) float w[CHUNK * PANEL_ROWS];
@@ -65,6 +71,18 @@ static void fill_generic(enum rdu_type type, const uint8_t *group, uint32_t col,
     }
 }
 
+X86_INLINE void fill_run(enum rdu_type type, const uint8_t *a, const uint8_t *b, unsigned run,
+                         float *out)
+{
+    struct columns c;
+    open_columns(type, a, b, run, &c);
+    X86_UNROLL
+    for (unsigned j = 0; j < 8; j++)
+        X86_UNROLL
+        for (unsigned k = 0; k < 4; k++)
+            vec_store(out + (size_t)(4 * j + k) * PANEL_ROWS, column(type, &c, j, k));
+}
+
 /* Columns [col, col + n) of `groups` groups from `g` on into the panel; what a last vector lacks is
  * repeated from the last group (never stored to y). */
 X86_INLINE void fill(enum rdu_type type, const struct call *c, uint32_t g, unsigned groups,
@@ -79,8 +97,8 @@ X86_INLINE void fill(enum rdu_type type, const struct call *c, uint32_t g, unsig
             for (unsigned k = 0; k < n; k += RDU_RUN) {
                 unsigned run = (col + k) / RDU_RUN;
                 size_t at = run / runs * rdu_q8_packed_bytes(type);
-                dequant_run(type, a + at, b + at, run % runs,
-                            out + (size_t)k * PANEL_ROWS + i * RDU_GROUP, PANEL_ROWS);
+                fill_run(type, a + at, b + at, run % runs,
+                         out + (size_t)k * PANEL_ROWS + i * RDU_GROUP);
             }
         }
         return;
@@ -101,11 +119,11 @@ X86_INLINE void fill(enum rdu_type type, const struct call *c, uint32_t g, unsig
 
 /* n columns of the panel times T tokens onto acc [T][PANEL_ROWS]. */
 X86_INLINE void multiply(const unsigned T, const unsigned V, const float *w, unsigned n,
-                         const float *x, size_t x_stride, float *acc)
+                         const float *x, size_t x_stride, bool first, float *acc)
 {
     for (unsigned from = 0; from < n; from += RDU_RUN) {
         unsigned to = BASE_MIN(from + RDU_RUN, n);
-        vec p[TOKENS_MAX][VECS_MAX];
+        vec p[PANEL_TOKENS][VECS_MAX];
         X86_UNROLL
         for (unsigned t = 0; t < T; t++)
             X86_UNROLL
@@ -129,21 +147,23 @@ X86_INLINE void multiply(const unsigned T, const unsigned V, const float *w, uns
             X86_UNROLL
             for (unsigned v = 0; v < V; v++) {
                 float *at = acc + t * PANEL_ROWS + v * VEC_ROWS;
-                vec_store(at, vec_add(vec_load(at), p[t][v]));
+                vec sum = first && from == 0 ? vec_zero() : vec_load(at);
+                vec_store(at, vec_add(sum, p[t][v]));
             }
     }
 }
 
 X86_INLINE void multiply_tokens(const unsigned V, const float *w, unsigned n, const float *x,
-                                size_t x_stride, unsigned tokens, float *acc)
+                                size_t x_stride, unsigned tokens, bool first, float *acc)
 {
     unsigned t = 0;
-    for (; t + TOKENS_MAX <= tokens; t += TOKENS_MAX)
-        multiply(TOKENS_MAX, V, w, n, x + t * x_stride, x_stride, acc + (size_t)t * PANEL_ROWS);
+    for (; t + PANEL_TOKENS <= tokens; t += PANEL_TOKENS)
+        multiply(PANEL_TOKENS, V, w, n, x + t * x_stride, x_stride, first,
+                 acc + (size_t)t * PANEL_ROWS);
     for (; t + 2 <= tokens; t += 2)
-        multiply(2, V, w, n, x + t * x_stride, x_stride, acc + (size_t)t * PANEL_ROWS);
+        multiply(2, V, w, n, x + t * x_stride, x_stride, first, acc + (size_t)t * PANEL_ROWS);
     if (t < tokens)
-        multiply(1, V, w, n, x + t * x_stride, x_stride, acc + (size_t)t * PANEL_ROWS);
+        multiply(1, V, w, n, x + t * x_stride, x_stride, first, acc + (size_t)t * PANEL_ROWS);
 }
 
 X86_INLINE void store_group(const float *acc, float *y, bool add)
@@ -156,15 +176,14 @@ X86_INLINE void store_group(const float *acc, float *y, bool add)
 X86_INLINE void block(enum rdu_type type, const struct call *c, struct panel *panel, uint32_t g,
                       unsigned groups, uint32_t token, unsigned tokens)
 {
-    memset(panel->acc, 0, sizeof panel->acc[0] * PANEL_ROWS * tokens);
     for (uint32_t col = 0; col < c->cols; col += CHUNK) {
         unsigned n = BASE_MIN(c->cols - col, (uint32_t)CHUNK);
         fill(type, c, g, groups, col, n, panel->w);
         const float *x = c->x + token * c->x_stride + col;
         if (groups > VEC_GROUPS)
-            multiply_tokens(2, panel->w, n, x, c->x_stride, tokens, panel->acc);
+            multiply_tokens(2, panel->w, n, x, c->x_stride, tokens, col == 0, panel->acc);
         else
-            multiply_tokens(1, panel->w, n, x, c->x_stride, tokens, panel->acc);
+            multiply_tokens(1, panel->w, n, x, c->x_stride, tokens, col == 0, panel->acc);
     }
     for (unsigned t = 0; t < tokens; t++) {
         for (unsigned i = 0; i < groups; i++)
@@ -173,56 +192,166 @@ X86_INLINE void block(enum rdu_type type, const struct call *c, struct panel *pa
     }
 }
 
-/* G groups of float weights times one token, without a panel. */
-X86_INLINE void stream(enum rdu_type type, const unsigned G, const struct call *c, uint32_t g,
-                       uint32_t token)
+/* ---- few tokens ------------------------------------------------------------------------------- */
+
+/* S runs (or part of one, if n < 32) of G groups of float weights times T tokens, onto acc. */
+X86_INLINE void stream_runs(enum rdu_type type, const unsigned G, const unsigned T, const unsigned S,
+                            const struct call *c, const uint8_t *w, const float *x, unsigned n,
+                            __m256 (*acc)[CHAINS])
+{
+    const size_t step = RDU_GROUP * float_bytes(type);
+    __m256 p[CHAINS];
+    X86_UNROLL
+    for (unsigned i = 0; i < G * T * S; i++)
+        p[i] = _mm256_setzero_ps();
+    for (unsigned k = 0; k < n; k++) {
+        X86_UNROLL
+        for (unsigned s = 0; s < S; s++) {
+            const size_t at = s * RDU_RUN + k;
+            __m256 in[CHAINS];
+            X86_UNROLL
+            for (unsigned t = 0; t < T; t++)
+                in[t] = _mm256_set1_ps(x[t * c->x_stride + at]);
+            X86_UNROLL
+            for (unsigned g = 0; g < G; g++) {
+                __m256 row = load_floats(type, w + g * c->group_bytes + at * step);
+                X86_UNROLL
+                for (unsigned t = 0; t < T; t++)
+                    p[(g * T + t) * S + s] = _mm256_fmadd_ps(row, in[t], p[(g * T + t) * S + s]);
+            }
+        }
+    }
+    X86_UNROLL
+    for (unsigned i = 0; i < G * T; i++)
+        X86_UNROLL
+        for (unsigned s = 0; s < S; s++)
+            (*acc)[i] = _mm256_add_ps((*acc)[i], p[i * S + s]);
+}
+
+/* G groups of float weights times T tokens, S runs at a time. */
+X86_INLINE void stream(enum rdu_type type, const unsigned G, const unsigned T, const unsigned S,
+                       const struct call *c, uint32_t g, uint32_t token)
 {
     const size_t step = RDU_GROUP * float_bytes(type);
     const float *x = c->x + token * c->x_stride;
     const uint8_t *w = c->w + g * c->group_bytes;
-    __m256 acc[8];
+    __m256 acc[CHAINS];
     X86_UNROLL
-    for (unsigned i = 0; i < G; i++)
+    for (unsigned i = 0; i < G * T; i++)
         acc[i] = _mm256_setzero_ps();
-    for (uint32_t from = 0; from < c->cols; from += RDU_RUN) {
-        uint32_t to = BASE_MIN(from + RDU_RUN, c->cols);
-        __m256 p[8];
-        X86_UNROLL
-        for (unsigned i = 0; i < G; i++)
-            p[i] = _mm256_setzero_ps();
-        for (uint32_t k = from; k < to; k++) {
-            __m256 in = _mm256_set1_ps(x[k]);
-            X86_UNROLL
-            for (unsigned i = 0; i < G; i++)
-                p[i] = _mm256_fmadd_ps(load_floats(type, w + i * c->group_bytes + k * step), in, p[i]);
-        }
-        X86_UNROLL
-        for (unsigned i = 0; i < G; i++)
-            acc[i] = _mm256_add_ps(acc[i], p[i]);
-    }
+    uint32_t col = 0;
+    for (; col + S * RDU_RUN <= c->cols; col += S * RDU_RUN)
+        stream_runs(type, G, T, S, c, w + col * step, x + col, RDU_RUN, &acc);
+    for (; col < c->cols; col += RDU_RUN)
+        stream_runs(type, G, T, 1, c, w + col * step, x + col,
+                    BASE_MIN(c->cols - col, (uint32_t)RDU_RUN), &acc);
     X86_UNROLL
-    for (unsigned i = 0; i < G; i++) {
-        float *y = c->y + token * c->y_stride + (size_t)(g + i) * RDU_GROUP;
+    for (unsigned i = 0; i < G * T; i++) {
+        float *y = c->y + (token + i % T) * c->y_stride + (size_t)(g + i / T) * RDU_GROUP;
         _mm256_storeu_ps(y, c->add ? _mm256_add_ps(_mm256_loadu_ps(y), acc[i]) : acc[i]);
     }
 }
 
-X86_INLINE void stream_groups(enum rdu_type type, const struct call *c, uint32_t group_from,
-                              uint32_t group_to, uint32_t token)
+X86_INLINE void stream_groups(enum rdu_type type, const unsigned T, const struct call *c,
+                              uint32_t group_from, uint32_t group_to, uint32_t token)
 {
     uint32_t g = group_from;
-    for (; g + 8 <= group_to; g += 8)
-        stream(type, 8, c, g, token);
+    if (T == 1)
+        for (; g + 8 <= group_to; g += 8)
+            stream(type, 8, 1, 1, c, g, token);
+    if (T <= 2)
+        for (; g + 4 <= group_to; g += 4)
+            stream(type, 4, T, 2 / T, c, g, token);
     for (; g + 2 <= group_to; g += 2)
-        stream(type, 2, c, g, token);
+        stream(type, 2, T, 4 / T, c, g, token);
     if (g < group_to)
-        stream(type, 1, c, g, token);
+        stream(type, 1, T, 8 / T, c, g, token);
+}
+
+/* S runs from `run` on of one vector of rows of quantised weights times T tokens, onto acc. */
+X86_INLINE void direct_runs(enum rdu_type type, const unsigned T, const unsigned S,
+                            const struct call *c, const uint8_t *a, const uint8_t *b, unsigned run,
+                            const float *x, vec *acc)
+{
+    const unsigned runs_per_block = rdu_block_elems(type) / RDU_RUN;
+    struct columns w[RUNS_MAX];
+    vec p[RUNS_MAX][PANEL_TOKENS];
+    X86_UNROLL
+    for (unsigned s = 0; s < S; s++) {
+        const size_t at = (run + s) / runs_per_block * rdu_q8_packed_bytes(type);
+        open_columns(type, a + at, b + at, (run + s) % runs_per_block, &w[s]);
+        X86_UNROLL
+        for (unsigned t = 0; t < T; t++)
+            p[s][t] = vec_zero();
+    }
+    X86_UNROLL
+    for (unsigned j = 0; j < 8; j++) {
+        X86_UNROLL
+        for (unsigned i = 0; i < 4 * S; i++) {
+            const unsigned k = i / S, s = i % S;
+            vec row = column(type, &w[s], j, k);
+            X86_UNROLL
+            for (unsigned t = 0; t < T; t++) {
+                vec in = vec_set1(x[t * c->x_stride + s * RDU_RUN + 4 * j + k]);
+                p[s][t] = vec_fma(row, in, p[s][t]);
+            }
+        }
+    }
+    X86_UNROLL
+    for (unsigned t = 0; t < T; t++)
+        X86_UNROLL
+        for (unsigned s = 0; s < S; s++)
+            acc[t] = vec_add(acc[t], p[s][t]);
+}
+
+/* One vector of rows of quantised weights times T tokens. */
+X86_INLINE void direct(enum rdu_type type, const unsigned T, const struct call *c, uint32_t g,
+                       unsigned groups, uint32_t token)
+{
+    const uint8_t *a = c->w + g * c->group_bytes, *b = groups > 1 ? a + c->group_bytes : a;
+    const float *x = c->x + token * c->x_stride;
+    const unsigned runs = c->cols / RDU_RUN, S = T == 1 ? RUNS_MAX : 1;
+    vec acc[PANEL_TOKENS];
+    X86_UNROLL
+    for (unsigned t = 0; t < T; t++)
+        acc[t] = vec_zero();
+    unsigned run = 0;
+    for (; run + S <= runs; run += S)
+        direct_runs(type, T, S, c, a, b, run, x + (size_t)run * RDU_RUN, acc);
+    for (; run < runs; run++)
+        direct_runs(type, T, 1, c, a, b, run, x + (size_t)run * RDU_RUN, acc);
+    float rows[VEC_ROWS];
+    X86_UNROLL
+    for (unsigned t = 0; t < T; t++) {
+        vec_store(rows, acc[t]);
+        for (unsigned i = 0; i < groups; i++)
+            store_group(rows + i * RDU_GROUP,
+                        c->y + (token + t) * c->y_stride + (size_t)(g + i) * RDU_GROUP, c->add);
+    }
+}
+
+X86_INLINE void few_tokens(enum rdu_type type, const unsigned T, const struct call *c,
+                           uint32_t group_from, uint32_t group_to, uint32_t token)
+{
+    if (type <= RDU_BF16) {
+        stream_groups(type, T, c, group_from, group_to, token);
+        return;
+    }
+    for (uint32_t g = group_from; g < group_to; g += VEC_GROUPS)
+        direct(type, T, c, g, BASE_MIN(group_to - g, (uint32_t)VEC_GROUPS), token);
 }
 
 X86_INLINE void mm_f32(enum rdu_type type, const void *w, uint32_t cols, uint32_t group_from,
                        uint32_t group_to, const float *x, size_t x_stride, uint32_t n_tokens,
                        float *y, size_t y_stride, bool add)
 {
+#if VEC_GROUPS > 1
+    if (group_to - group_from < VEC_GROUPS) { /* half of each vector would be for nothing */
+        rdu_x86_one_group_mm_f32(type)(w, cols, group_from, group_to, x, x_stride, n_tokens, y,
+                                       y_stride, add);
+        return;
+    }
+#endif
     struct call c = {
         .w = w,
         .group_bytes = rdu_pack_bytes(type, RDU_GROUP, cols),
@@ -233,9 +362,14 @@ X86_INLINE void mm_f32(enum rdu_type type, const void *w, uint32_t cols, uint32_
         .y_stride = y_stride,
         .add = add,
     };
-    if (type <= RDU_BF16 && n_tokens <= 2) {
-        for (uint32_t t = 0; t < n_tokens; t++)
-            stream_groups(type, &c, group_from, group_to, t);
+    if ((type <= RDU_BF16 || rdu_has_q8(type)) && n_tokens <= FEW_TOKENS) {
+        uint32_t t = 0;
+        for (; t + 4 <= n_tokens; t += 4)
+            few_tokens(type, 4, &c, group_from, group_to, t);
+        for (; t + 2 <= n_tokens; t += 2)
+            few_tokens(type, 2, &c, group_from, group_to, t);
+        if (t < n_tokens)
+            few_tokens(type, 1, &c, group_from, group_to, t);
         return;
     }
     struct panel panel;
@@ -278,18 +412,13 @@ DEFINE_MM(mm_iq4_xs, RDU_IQ4_XS)
 DEFINE_MM(mm_tq1_0, RDU_TQ1_0)
 DEFINE_MM(mm_tq2_0, RDU_TQ2_0)
 
-static void fill_table(struct rdu_kernels *k)
-{
-    static rdu_mm_f32_fn *const fns[RDU_TYPES] = {
-        [RDU_F32] = mm_f32_,      [RDU_F16] = mm_f16,       [RDU_BF16] = mm_bf16,
-        [RDU_Q4_0] = mm_q4_0,     [RDU_Q4_1] = mm_q4_1,     [RDU_Q5_0] = mm_q5_0,
-        [RDU_Q5_1] = mm_q5_1,     [RDU_Q8_0] = mm_q8_0,     [RDU_Q2_K] = mm_q2_k,
-        [RDU_Q3_K] = mm_q3_k,     [RDU_Q4_K] = mm_q4_k,     [RDU_Q5_K] = mm_q5_k,
-        [RDU_Q6_K] = mm_q6_k,     [RDU_IQ1_S] = mm_iq1_s,   [RDU_IQ2_XXS] = mm_iq2_xxs,
-        [RDU_IQ2_XS] = mm_iq2_xs, [RDU_IQ2_S] = mm_iq2_s,   [RDU_IQ3_XXS] = mm_iq3_xxs,
-        [RDU_IQ3_S] = mm_iq3_s,   [RDU_IQ4_NL] = mm_iq4_nl, [RDU_IQ4_XS] = mm_iq4_xs,
-        [RDU_TQ1_0] = mm_tq1_0,   [RDU_TQ2_0] = mm_tq2_0,
-    };
-    for (unsigned i = 0; i < RDU_TYPES; i++)
-        k->mm_f32[i] = fns[i];
-}
+static rdu_mm_f32_fn *const row_fns[RDU_TYPES] = {
+    [RDU_F32] = mm_f32_,      [RDU_F16] = mm_f16,       [RDU_BF16] = mm_bf16,
+    [RDU_Q4_0] = mm_q4_0,     [RDU_Q4_1] = mm_q4_1,     [RDU_Q5_0] = mm_q5_0,
+    [RDU_Q5_1] = mm_q5_1,     [RDU_Q8_0] = mm_q8_0,     [RDU_Q2_K] = mm_q2_k,
+    [RDU_Q3_K] = mm_q3_k,     [RDU_Q4_K] = mm_q4_k,     [RDU_Q5_K] = mm_q5_k,
+    [RDU_Q6_K] = mm_q6_k,     [RDU_IQ1_S] = mm_iq1_s,   [RDU_IQ2_XXS] = mm_iq2_xxs,
+    [RDU_IQ2_XS] = mm_iq2_xs, [RDU_IQ2_S] = mm_iq2_s,   [RDU_IQ3_XXS] = mm_iq3_xxs,
+    [RDU_IQ3_S] = mm_iq3_s,   [RDU_IQ4_NL] = mm_iq4_nl, [RDU_IQ4_XS] = mm_iq4_xs,
+    [RDU_TQ1_0] = mm_tq1_0,   [RDU_TQ2_0] = mm_tq2_0,
+};

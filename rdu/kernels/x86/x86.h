@@ -7,6 +7,7 @@
 /* AVX2 + FMA + F16C */
 void rdu_x86_mm_q8_avx2(struct rdu_kernels *k);
 void rdu_x86_mm_f32_avx2(struct rdu_kernels *k);
+rdu_mm_f32_fn *rdu_x86_one_group_mm_f32(enum rdu_type type); /* AVX2's */
 void rdu_x86_attn_avx2(struct rdu_kernels *k);
 void rdu_x86_rows_avx2(struct rdu_kernels *k);
 /* AVX-512 F, BW, VL, DQ, VNNI */
