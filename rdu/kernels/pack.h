@@ -10,7 +10,8 @@
  *   Q8_0   d 2 | bytes 4                          F16, BF16 2, F32 4
  *   Q4_K   d 2 | dmin 2 | scales 1 | nibbles 4    Q5_K   d 2 | dmin 2 | scales 1 | fifth bits 4 | nibbles 4
  *   Q6_K   d 2 | scales 1 | low 4 | top 4         Q3_K   d 2 | scales 1 | third bits 4 | pairs 4
- *   Q2_K   d 2 | dmin 2 | scales 1 | pairs 4      all others: raw blocks, one per row
+ *   Q2_K   d 2 | dmin 2 | scales 1 | pairs 4      IQ4_NL d 2 | nibbles 4
+ *   IQ4_XS d 2 | scale tops 2 | scales 1 | nibbles 4   all others: raw blocks, one per row
  *
  * So one 32-byte load gives 8 rows times 4 neighbouring columns, the operand shape of vpdpbusd, and one
  * 16-byte load the 8 scales. (*) Fifth bits of Q5_0 and Q5_1: bit j of byte k is column 4 j + k, so that
@@ -39,6 +40,8 @@ enum {
     PACK_Q6_K_SCALES = 16, PACK_Q6_K_LOW = 144, PACK_Q6_K_TOP = 1168,
     PACK_Q3_K_SCALES = 16, PACK_Q3_K_H = 112, PACK_Q3_K_Q = 368,
     PACK_Q2_K_Q = 160,
+    PACK_IQ4_NL_Q = 16,
+    PACK_IQ4_XS_TOPS = 16, PACK_IQ4_XS_SCALES = 32, PACK_IQ4_XS_Q = 64,
 };
 
 /* Facts of types that fold to constants inside a leaf written for one type. */
@@ -52,8 +55,14 @@ static inline bool rdu_has_q8(enum rdu_type type)
     return type >= RDU_Q4_0 && type <= RDU_Q6_K;
 }
 
-/* Bytes of a packed block; types with an int8 form only. */
-static inline size_t rdu_q8_packed_bytes(enum rdu_type type)
+/* Types whose packed fields vector code decodes (the others stay raw blocks). */
+static inline bool rdu_is_interleaved(enum rdu_type type)
+{
+    return rdu_has_q8(type) || type == RDU_IQ4_NL || type == RDU_IQ4_XS;
+}
+
+/* Bytes of a packed block of such a type. */
+static inline size_t rdu_packed_block_bytes(enum rdu_type type)
 {
     return RDU_GROUP * (type == RDU_Q4_0   ? 18u
                         : type == RDU_Q4_1 ? 20u
@@ -64,6 +73,8 @@ static inline size_t rdu_q8_packed_bytes(enum rdu_type type)
                         : type == RDU_Q3_K ? 110u
                         : type == RDU_Q4_K ? 144u
                         : type == RDU_Q5_K ? 176u
+                        : type == RDU_IQ4_NL ? 18u
+                        : type == RDU_IQ4_XS ? 136u
                                            : 210u);
 }
 

@@ -26,6 +26,8 @@ rdu_quant_fn rdu_quant_q4_0, rdu_quant_q4_1, rdu_quant_q8_0;                    
 extern const uint16_t rdu_iq1_s_grid[2048], rdu_iq2_xxs_grid[256], rdu_iq2_xs_grid[512],
     rdu_iq2_s_grid[1024], rdu_iq3_xxs_grid[256], rdu_iq3_s_grid[512];
 
+extern const int8_t rdu_iq4_values[16]; /* of IQ4_NL and IQ4_XS */
+
 /* Packed 6-bit scales and minima of Q4_K and Q5_K: bytes 0..3 low scales, 4..7 low minima, 8..11 the
  * low nibbles of scales and minima 4..7, whose top bits sit above the first eight. `stride` is the
  * distance between bytes (1 raw, 8 packed). */

@@ -6,8 +6,8 @@
 
 static const uint8_t grid2[4] = {0x08, 0x19, 0x2b, 0};
 static const uint8_t grid3_xxs[8] = {0x04, 0x0c, 0x14, 0x1c, 0x24, 0x2c, 0x34, 0x3e};
-static const int8_t scale4[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
-                                  1,    13,   25,  38,  53,  69,  89,  113};
+const int8_t rdu_iq4_values[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
+                                   1,    13,   25,  38,  53,  69,  89,  113};
 
 /* Seven stored signs; the eighth makes their number even. */
 static uint8_t even_signs(uint32_t seven)
@@ -128,8 +128,8 @@ void rdu_dequant_iq4_nl(const uint8_t *src, float *dst, size_t blocks)
     for (; blocks > 0; blocks--, src += 18, dst += 32) {
         float d = rdu_half_load(rdu_load_u16(src));
         for (unsigned i = 0; i < 16; i++) {
-            dst[i] = d * (float)scale4[src[2 + i] & 15];
-            dst[i + 16] = d * (float)scale4[src[2 + i] >> 4];
+            dst[i] = d * (float)rdu_iq4_values[src[2 + i] & 15];
+            dst[i + 16] = d * (float)rdu_iq4_values[src[2 + i] >> 4];
         }
     }
 }
@@ -145,8 +145,8 @@ void rdu_dequant_iq4_xs(const uint8_t *src, float *dst, size_t blocks)
             float scale = d * (float)((int)s - 32);
             const uint8_t *q = src + 8 + run * 16;
             for (unsigned i = 0; i < 16; i++) {
-                dst[run * 32 + i] = scale * (float)scale4[q[i] & 15];
-                dst[run * 32 + 16 + i] = scale * (float)scale4[q[i] >> 4];
+                dst[run * 32 + i] = scale * (float)rdu_iq4_values[q[i] & 15];
+                dst[run * 32 + 16 + i] = scale * (float)rdu_iq4_values[q[i] >> 4];
             }
         }
     }

@@ -24,8 +24,8 @@ static const struct rdu_type_info infos[RDU_TYPES] = {
     [RDU_IQ2_S] = {"IQ2_S", 22, 256, 82, false, false},
     [RDU_IQ3_XXS] = {"IQ3_XXS", 18, 256, 98, false, false},
     [RDU_IQ3_S] = {"IQ3_S", 21, 256, 110, false, false},
-    [RDU_IQ4_NL] = {"IQ4_NL", 20, 32, 18, false, false},
-    [RDU_IQ4_XS] = {"IQ4_XS", 23, 256, 136, false, false},
+    [RDU_IQ4_NL] = {"IQ4_NL", 20, 32, 18, false, true},
+    [RDU_IQ4_XS] = {"IQ4_XS", 23, 256, 136, false, true},
     [RDU_TQ1_0] = {"TQ1_0", 34, 256, 54, false, false},
     [RDU_TQ2_0] = {"TQ2_0", 35, 256, 66, false, false},
 };

@@ -277,7 +277,8 @@ static void bench_linears(struct bench *b)
     static const enum rdu_type q8_types[] = {RDU_Q4_1, RDU_Q8_0, RDU_Q4_0, RDU_Q5_0, RDU_Q5_1,
                                              RDU_Q4_K, RDU_Q5_K, RDU_Q6_K, RDU_Q3_K, RDU_Q2_K};
     static const enum rdu_type f32_types[] = {RDU_F32,  RDU_F16,  RDU_BF16,   RDU_Q4_1, RDU_Q8_0,
-                                              RDU_Q4_K, RDU_Q6_K, RDU_IQ4_XS, RDU_IQ2_XXS};
+                                              RDU_Q4_K, RDU_Q6_K, RDU_IQ4_XS, RDU_IQ2_XXS,
+                                              RDU_IQ3_S, RDU_IQ1_S, RDU_TQ1_0};
     static const uint32_t tokens[] = {1, 2, 4, 8, 16, 32, 128, 512};
     for (unsigned i = 0; i < BASE_COUNT(q8_types); i++) {
         /* L2, L3 and memory for one token; then a layer-sized matrix. */

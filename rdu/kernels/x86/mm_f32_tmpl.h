@@ -10,6 +10,8 @@
  * multiply-adds. The runs of a row are chains of their own, so one group alone (a low-rank adapter) can
  * keep eight of them in flight. */
 
+#include "rdu/kernels/x86/decode_raw.h"
+
 #define VEC_ROWS (VEC_GROUPS * RDU_GROUP)
 #define VECS_MAX 2
 #define PANEL_ROWS (VECS_MAX * VEC_ROWS)
@@ -52,23 +54,13 @@ X86_INLINE size_t float_bytes(enum rdu_type type)
     return type == RDU_F32 ? 4 : 2;
 }
 
-/* Blocks without a vector decoder: each row through the scalar one. */
-static void fill_generic(enum rdu_type type, const uint8_t *group, uint32_t col, unsigned n,
-                         float *out)
+/* Raw blocks: all have 256 columns. */
+X86_INLINE void fill_raw(enum rdu_type type, const uint8_t *group, uint32_t col, unsigned n, float *out)
 {
-    const struct rdu_type_info *info = rdu_type_info(type);
-    size_t packed_bytes = (size_t)info->block_bytes * RDU_GROUP;
-    for (unsigned c = 0; c < n; c += info->block_elems) {
-        const uint8_t *packed = group + (col + c) / info->block_elems * packed_bytes;
-        for (unsigned r = 0; r < RDU_GROUP; r++) {
-            uint8_t raw[RDU_BLOCK_BYTES_MAX];
-            float values[RDU_BLOCK_ELEMS_MAX];
-            rdu_unpack_block(type, packed, r, raw);
-            rdu_dequant_row(type, raw, values, info->block_elems);
-            for (unsigned i = 0; i < info->block_elems; i++)
-                out[(size_t)(c + i) * PANEL_ROWS + r] = values[i];
-        }
-    }
+    const size_t block_bytes = rdu_type_info(type)->block_bytes;
+    for (unsigned k = 0; k < n; k += 256)
+        decode_blocks(type, group + (col + k) / 256 * block_bytes * RDU_GROUP, block_bytes,
+                      out + (size_t)k * PANEL_ROWS, PANEL_ROWS);
 }
 
 X86_INLINE void fill_run(enum rdu_type type, const uint8_t *a, const uint8_t *b, unsigned run,
@@ -89,14 +81,14 @@ X86_INLINE void fill(enum rdu_type type, const struct call *c, uint32_t g, unsig
                      uint32_t col, unsigned n, float *out)
 {
     unsigned padded = (groups + VEC_GROUPS - 1) / VEC_GROUPS * VEC_GROUPS;
-    if (rdu_has_q8(type)) {
+    if (rdu_is_interleaved(type)) {
         const unsigned runs = rdu_block_elems(type) / RDU_RUN;
         for (unsigned i = 0; i < padded; i += VEC_GROUPS) {
             const uint8_t *a = c->w + (g + i) * c->group_bytes;
             const uint8_t *b = i + 1 < groups ? a + c->group_bytes : a;
             for (unsigned k = 0; k < n; k += RDU_RUN) {
                 unsigned run = (col + k) / RDU_RUN;
-                size_t at = run / runs * rdu_q8_packed_bytes(type);
+                size_t at = run / runs * rdu_packed_block_bytes(type);
                 fill_run(type, a + at, b + at, run % runs,
                          out + (size_t)k * PANEL_ROWS + i * RDU_GROUP);
             }
@@ -107,7 +99,7 @@ X86_INLINE void fill(enum rdu_type type, const struct call *c, uint32_t g, unsig
         const uint8_t *group = c->w + (g + BASE_MIN(i, groups - 1)) * c->group_bytes;
         float *to = out + (size_t)i * RDU_GROUP;
         if (type > RDU_BF16) {
-            fill_generic(type, group, col, n, to);
+            fill_raw(type, group, col, n, to);
             continue;
         }
         const uint8_t *p = group + (size_t)col * RDU_GROUP * float_bytes(type);
@@ -278,7 +270,7 @@ X86_INLINE void direct_runs(enum rdu_type type, const unsigned T, const unsigned
     vec p[RUNS_MAX][PANEL_TOKENS];
     X86_UNROLL
     for (unsigned s = 0; s < S; s++) {
-        const size_t at = (run + s) / runs_per_block * rdu_q8_packed_bytes(type);
+        const size_t at = (run + s) / runs_per_block * rdu_packed_block_bytes(type);
         open_columns(type, a + at, b + at, (run + s) % runs_per_block, &w[s]);
         X86_UNROLL
         for (unsigned t = 0; t < T; t++)
@@ -362,7 +354,7 @@ X86_INLINE void mm_f32(enum rdu_type type, const void *w, uint32_t cols, uint32_
         .y_stride = y_stride,
         .add = add,
     };
-    if ((type <= RDU_BF16 || rdu_has_q8(type)) && n_tokens <= FEW_TOKENS) {
+    if ((type <= RDU_BF16 || rdu_is_interleaved(type)) && n_tokens <= FEW_TOKENS) {
         uint32_t t = 0;
         for (; t + 4 <= n_tokens; t += 4)
             few_tokens(type, 4, &c, group_from, group_to, t);

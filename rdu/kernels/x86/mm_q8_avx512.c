@@ -85,7 +85,7 @@ X86_INLINE void tile(enum rdu_type type, const unsigned T, const struct pair *p,
                      const struct record *x, float *y, size_t y_stride, bool add)
 {
     const unsigned runs_per_block = rdu_block_elems(type) / RDU_RUN;
-    const size_t block_bytes = rdu_q8_packed_bytes(type);
+    const size_t block_bytes = rdu_packed_block_bytes(type);
     const bool both = p->a != p->b;
     __m512 acc[TOKENS_MAX];
     X86_UNROLL
@@ -148,7 +148,7 @@ X86_INLINE void mm_q8(enum rdu_type type, const void *w, uint32_t cols, uint32_t
     }
     struct record records[RECORDS_MAX];
     struct pair p = {
-        .group_bytes = (size_t)(cols / rdu_block_elems(type)) * rdu_q8_packed_bytes(type),
+        .group_bytes = (size_t)(cols / rdu_block_elems(type)) * rdu_packed_block_bytes(type),
         .runs = cols / RDU_RUN,
     };
     for (uint32_t t = 0, n; t < n_tokens; t += n) {

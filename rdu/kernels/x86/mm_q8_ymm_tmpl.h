@@ -28,7 +28,7 @@ X86_INLINE void prefetch_block(enum rdu_type type, const uint8_t *w)
 {
     if (type != RDU_Q6_K)
         return;
-    const size_t bytes = rdu_q8_packed_bytes(type);
+    const size_t bytes = rdu_packed_block_bytes(type);
     for (size_t i = 0; i < bytes; i += 64)
         _mm_prefetch((const char *)w + 8 * bytes + i, _MM_HINT_T1);
 }
@@ -43,7 +43,7 @@ X86_INLINE void tile(enum rdu_type type, const unsigned T, const uint8_t *w, uns
     X86_UNROLL
     for (unsigned t = 0; t < T; t++)
         acc[t] = _mm256_setzero_ps();
-    for (unsigned i = 0; i < blocks; i++, w += rdu_q8_packed_bytes(type)) {
+    for (unsigned i = 0; i < blocks; i++, w += rdu_packed_block_bytes(type)) {
         struct block b;
         open_block(type, w, &b);
         prefetch_block(type, w);
@@ -93,7 +93,7 @@ X86_INLINE void mm_q8(enum rdu_type type, const void *w, uint32_t cols, uint32_t
 {
     struct record records[RECORDS_MAX];
     const unsigned runs = cols / RDU_RUN;
-    const size_t group_bytes = (size_t)(cols / rdu_block_elems(type)) * rdu_q8_packed_bytes(type);
+    const size_t group_bytes = (size_t)(cols / rdu_block_elems(type)) * rdu_packed_block_bytes(type);
     for (uint32_t t = 0, n; t < n_tokens; t += n) {
         n = pass_tokens(n_tokens - t, runs);
         make_pass_records(type, x, t, n, TILE_MAX, runs, records);

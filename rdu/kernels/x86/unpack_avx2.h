@@ -257,8 +257,39 @@ X86_INLINE void unpack_basic(enum rdu_type type, const uint8_t *p, struct weight
         w->m[0] = load_halves(p + PACK_Q4_1_M);
 }
 
+/* IQ4: signed values of a table; mm_f32 only. */
+X86_INLINE void unpack_iq4(enum rdu_type type, const struct block *b, unsigned run,
+                           struct weights *w)
+{
+    const __m256i values =
+        _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)rdu_iq4_values));
+    unpack_nibbles(b->p + (type == RDU_IQ4_NL ? PACK_IQ4_NL_Q : PACK_IQ4_XS_Q + run * 128), w);
+    X86_UNROLL
+    for (unsigned j = 0; j < 8; j++)
+        w->q[j] = _mm256_shuffle_epi8(values, w->q[j]);
+    if (type == RDU_IQ4_NL) {
+        w->d = load_halves(b->p);
+        return;
+    }
+    /* Six bits of scale, above by 32: nibble run % 2 of byte run / 2, bit pair `run` of the tops. */
+    __m256i low = _mm256_cvtepu8_epi32(
+        _mm_loadl_epi64((const __m128i *)(b->p + PACK_IQ4_XS_SCALES + run / 2 * 8)));
+    __m256i top = _mm256_cvtepu16_epi32(
+        _mm_loadu_si128((const __m128i *)(b->p + PACK_IQ4_XS_TOPS)));
+    low = _mm256_srl_epi32(low, _mm_cvtsi32_si128((int)(run % 2 * 4)));
+    top = _mm256_srl_epi32(top, _mm_cvtsi32_si128((int)(run * 2)));
+    low = _mm256_and_si256(low, _mm256_set1_epi32(15));
+    top = _mm256_slli_epi32(_mm256_and_si256(top, _mm256_set1_epi32(3)), 4);
+    __m256i scale = _mm256_sub_epi32(_mm256_or_si256(low, top), _mm256_set1_epi32(32));
+    w->d = _mm256_mul_ps(b->d, _mm256_cvtepi32_ps(scale));
+}
+
 X86_INLINE void unpack(enum rdu_type type, const struct block *b, unsigned run, struct weights *w)
 {
+    if (type == RDU_IQ4_NL || type == RDU_IQ4_XS) {
+        unpack_iq4(type, b, run, w);
+        return;
+    }
     if (type == RDU_Q4_K || type == RDU_Q5_K)
         unpack_q45_k(type, b, run, w);
     else if (type == RDU_Q6_K)

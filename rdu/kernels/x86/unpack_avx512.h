@@ -263,8 +263,39 @@ X86_INLINE void unpack_basic(enum rdu_type type, const struct block *b, struct w
         w->m[0] = load_halves(b, PACK_Q4_1_M);
 }
 
+/* IQ4: signed values of a table; mm_f32 only. */
+X86_INLINE void unpack_iq4(enum rdu_type type, const struct block *b, unsigned run,
+                           struct weights *w)
+{
+    const __m512i values =
+        _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)rdu_iq4_values));
+    unpack_nibbles(b, type == RDU_IQ4_NL ? PACK_IQ4_NL_Q : PACK_IQ4_XS_Q + run * 128, w);
+    X86_UNROLL
+    for (unsigned j = 0; j < 8; j++)
+        w->q[j] = _mm512_shuffle_epi8(values, w->q[j]);
+    if (type == RDU_IQ4_NL) {
+        w->d = load_halves(b, 0);
+        return;
+    }
+    /* Six bits of scale, above by 32: nibble run % 2 of byte run / 2, bit pair `run` of the tops. */
+    __m512i low = _mm512_cvtepu8_epi32(load_bytes(b, PACK_IQ4_XS_SCALES + run / 2 * 8));
+    __m512i top = _mm512_cvtepu16_epi32(_mm256_inserti128_si256(
+        _mm256_castsi128_si256(_mm_loadu_si128((const __m128i *)(b->a + PACK_IQ4_XS_TOPS))),
+        _mm_loadu_si128((const __m128i *)(b->b + PACK_IQ4_XS_TOPS)), 1));
+    low = _mm512_srl_epi32(low, _mm_cvtsi32_si128((int)(run % 2 * 4)));
+    top = _mm512_srl_epi32(top, _mm_cvtsi32_si128((int)(run * 2)));
+    low = _mm512_and_si512(low, _mm512_set1_epi32(15));
+    top = _mm512_slli_epi32(_mm512_and_si512(top, _mm512_set1_epi32(3)), 4);
+    __m512i scale = _mm512_sub_epi32(_mm512_or_si512(low, top), _mm512_set1_epi32(32));
+    w->d = _mm512_mul_ps(b->d, _mm512_cvtepi32_ps(scale));
+}
+
 X86_INLINE void unpack(enum rdu_type type, const struct block *b, unsigned run, struct weights *w)
 {
+    if (type == RDU_IQ4_NL || type == RDU_IQ4_XS) {
+        unpack_iq4(type, b, run, w);
+        return;
+    }
     if (type == RDU_Q4_K || type == RDU_Q5_K)
         unpack_q45_k(type, b, run, w);
     else if (type == RDU_Q6_K)
