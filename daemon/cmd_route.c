@@ -118,9 +118,11 @@ static void print_training(const struct router_train_report *r, const char *out,
            100 * r->train_accuracy, 100 * r->val_accuracy, r->temperature, r->threshold, r->ece);
 }
 
+#define TRAIN_FILES_MAX 16
+
 static int verb_train(int argc, char **argv)
 {
-    const char *data_path = NULL, *val_path = NULL, *out = NULL;
+    const char *data_paths[TRAIN_FILES_MAX] = {0}, *val_path = NULL, *out = NULL;
     uint64_t seed = 0, threads = 0;
     bool json = false;
     const struct cli_option options[] = {
@@ -131,12 +133,14 @@ static int verb_train(int argc, char **argv)
         {"json", 0, CLI_FLAG, &json, NULL, "print the report as one JSON object"},
         {0}};
     const struct cli_spec spec = {
-        "route train", "DATA.jsonl -o HEAD",
-        "Trains the n-gram router from lines {\"text\", \"expert\"}. The label `general` means that no\n"
-        "specialist should answer. The same data gives the same bytes.",
-        "  switchyard route train data.jsonl --val held-out.jsonl -o router.head\n", options, 1, 1};
+        "route train", "DATA.jsonl... -o HEAD",
+        "Trains the n-gram router from lines {\"text\", \"expert\"}, of one file or several. The label `general`\n"
+        "means that no specialist should answer. Lines with \"source\": \"wording\" and a {} in the text are ways\n"
+        "to ask, filled with the inputs of other lines. The same data gives the same bytes.",
+        "  switchyard route train data.jsonl wordings.jsonl --val held-out.jsonl -o router.head\n", options, 1,
+        TRAIN_FILES_MAX};
     size_t args;
-    int exit = cli_parse(argc, argv, &spec, &data_path, &args);
+    int exit = cli_parse(argc, argv, &spec, data_paths, &args);
     if (exit != CLI_RUN)
         return exit;
     if (out == NULL)
@@ -150,7 +154,9 @@ static int verb_train(int argc, char **argv)
     struct cli_bar bar;
     cli_bar_init(&bar);
     struct progress progress = cli_bar_progress(&bar);
-    enum err_code code = router_data_load(data_path, &data, &e);
+    enum err_code code = ERR_OK;
+    for (size_t i = 0; code == ERR_OK && i < args; i++)
+        code = router_data_append(data_paths[i], &data, &e);
     if (code == ERR_OK && val_path)
         code = router_data_load(val_path, &val, &e);
     if (code == ERR_OK)
