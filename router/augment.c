@@ -1,14 +1,16 @@
-/* Finding wordings and recombining them with inputs. Deterministic: order of rows and seed decide. */
+/* Finding wordings and recombining them with inputs. Deterministic: order of rows and seed decide.
+ */
 #include "router/augment.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-#define GROUP_ROWS_MIN 8    /* fewer rows share a start by chance */
-#define CONTENT_BYTES_MAX 400 /* longer inputs cost time and teach no more */
+#define GROUP_ROWS_MIN 8        /* fewer rows share a start by chance */
+#define CONTENT_BYTES_MAX 400   /* longer inputs cost time and teach no more */
 #define SENTENCES_BYTES_MIN 150 /* from here a text is taken as sentences */
-#define SENTENCES_MAX 8       /* of one text */
+#define SENTENCES_MAX 8         /* of one text */
 #define SENTENCE_BYTES_MIN 40
+#define PAGE_SENTENCES_MAX 8
 
 struct augment_options augment_options_default(void)
 {
@@ -19,6 +21,7 @@ struct augment_options augment_options_default(void)
         .drop_weight = 0.5f,
         .swap_copies = 12,
         .swap_weight = 0.5f,
+        .long_share = 0.3,
         .fill_copies = 24,
         .fill_weight = 0.4f,
         .seed = 1,
@@ -72,15 +75,18 @@ static struct sample *add_sample(struct sample_list *l)
     return &l->items[l->count++];
 }
 
-static void add_made(struct augmenter *a, const char *text, size_t len, uint32_t label, float weight,
-                     bool counted)
+static void add_made(struct augmenter *a, const char *text, size_t len, uint32_t label,
+                     float weight, bool counted)
 {
-    *add_sample(a->out) = (struct sample){
-        .text = arena_strndup(&a->out->texts, text, len), .len = len, .label = label, .weight = weight,
-        .counted = counted};
+    *add_sample(a->out) = (struct sample){.text = arena_strndup(&a->out->texts, text, len),
+                                          .len = len,
+                                          .label = label,
+                                          .weight = weight,
+                                          .counted = counted};
 }
 
-/* ---- finding the wordings ------------------------------------------------------------------------ */
+/* ---- finding the wordings
+ * ------------------------------------------------------------------------ */
 
 static int compare_rows(const void *x, const void *y, void *ctx)
 {
@@ -141,8 +147,7 @@ static void find_common(const struct augmenter *a, size_t begin, size_t end, str
 static void add_content(struct augmenter *a, uint32_t label, const char *text, size_t len)
 {
     if (len > 0 && len <= CONTENT_BYTES_MAX && has_word((struct span){text, len}))
-        a->contents[a->contents_count++] =
-            (struct content){.label = label, .span = {text, len}};
+        a->contents[a->contents_count++] = (struct content){.label = label, .span = {text, len}};
 }
 
 static const char *sentence_end(const char *p, const char *end)
@@ -235,17 +240,8 @@ static void read_groups(struct augmenter *a)
     }
 }
 
-/* ---- making rows ----------------------------------------------------------------------------------- */
-
-static void add_filled(struct augmenter *a, const struct wording *w, const struct content *c,
-                       float weight, struct buf *scratch)
-{
-    buf_clear(scratch);
-    buf_append(scratch, w->before.text, w->before.len);
-    buf_append(scratch, c->span.text, c->span.len);
-    buf_append(scratch, w->after.text, w->after.len);
-    add_made(a, scratch->data, scratch->len, w->label, weight, true);
-}
+/* ---- making rows
+ * ----------------------------------------------------------------------------------- */
 
 /* An input of (`same`) or not of the label; NULL if none was found in a few draws. */
 static const struct content *draw_content(struct augmenter *a, uint32_t label, bool same)
@@ -258,20 +254,47 @@ static const struct content *draw_content(struct augmenter *a, uint32_t label, b
     return NULL;
 }
 
+/* More sentences about anything behind the input. */
+static void append_page(struct augmenter *a, const struct wording *w, struct buf *text)
+{
+    uint64_t sentences = 1 + rng_below(&a->rng, PAGE_SENTENCES_MAX);
+    bool any = a->opt->general_idx < 0 || (uint32_t)a->opt->general_idx == w->label;
+    for (uint64_t i = 0; i < sentences; i++) {
+        const struct content *c = any ? draw_content(a, w->label, false)
+                                      : draw_content(a, (uint32_t)a->opt->general_idx, true);
+        if (!c)
+            return;
+        buf_append(text, " ", 1);
+        buf_append(text, c->span.text, c->span.len);
+    }
+}
+
+/* One row: the wording around an input of its own label (`same`) or of another. */
+static void add_filled(struct augmenter *a, const struct wording *w, bool same, struct buf *text)
+{
+    const struct content *c = draw_content(a, w->label, same);
+    if (!c)
+        return;
+    buf_clear(text);
+    buf_append(text, w->before.text, w->before.len);
+    buf_append(text, c->span.text, c->span.len);
+    if (!same && rng_f64(&a->rng) < a->opt->long_share)
+        append_page(a, w, text);
+    buf_append(text, w->after.text, w->after.len);
+    add_made(a, text->data, text->len, w->label, same ? a->opt->fill_weight : a->opt->swap_weight,
+             true);
+}
+
 static void make_filled(struct augmenter *a)
 {
-    struct buf scratch = {0};
+    struct buf text = {0};
     for (size_t i = 0; i < a->wordings_count; i++) {
         const struct wording *w = &a->wordings[i];
-        uint32_t fills = w->given ? a->opt->fill_copies : 0, copies = fills + a->opt->swap_copies;
-        for (uint32_t n = 0; n < copies; n++) {
-            bool same = n < fills;
-            const struct content *c = draw_content(a, w->label, same);
-            if (c)
-                add_filled(a, w, c, same ? a->opt->fill_weight : a->opt->swap_weight, &scratch);
-        }
+        uint32_t fills = w->given ? a->opt->fill_copies : 0;
+        for (uint32_t n = 0; n < fills + a->opt->swap_copies; n++)
+            add_filled(a, w, n < fills, &text);
     }
-    buf_done(&scratch);
+    buf_done(&text);
 }
 
 /* Leave words out; at least one stays. */

@@ -39,7 +39,8 @@ static double mean_loss(const float *logits, size_t labels, const uint32_t *trut
 }
 
 /* Golden-section search over log temperature, in which the loss has one minimum. */
-double calibrate_temperature(const float *logits, size_t labels, const uint32_t *truth, size_t count)
+double calibrate_temperature(const float *logits, size_t labels, const uint32_t *truth,
+                             size_t count)
 {
     if (count == 0)
         return 1.0;

@@ -1,9 +1,9 @@
 /* One decision: scores of each user turn, blended over the conversation, then the choice.
  *
- * A conversation is read as a hidden Markov chain over experts: between two turns the expert stays with
- * some chance, otherwise any expert is as likely as another; each turn's text speaks through the head's
- * posterior. So a turn that is sure of itself ("Translate to French: ...") decides alone, and one that is
- * not ("and this one: ...") keeps the expert before it. */
+ * A conversation is read as a hidden Markov chain over experts: between two turns the expert stays
+ * with some chance, otherwise any expert is as likely as another; each turn's text speaks through
+ * the head's posterior. So a turn that is sure of itself ("Translate to French: ...") decides
+ * alone, and one that is not ("and this one: ...") keeps the expert before it. */
 #include "router/decide.h"
 #include "router/calibrate.h"
 
@@ -11,7 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define TURNS_READ_MAX 4    /* earlier turns say nothing that these do not */
+#define TURNS_READ_MAX 4     /* earlier turns say nothing that these do not */
 #define STAY_REFERRING 0.97f /* chance to stay of a turn that refers back */
 /* A turn that refers back names no task, and what names no task looks like the generalist's: of its
  * evidence for the generalist only this much counts. */
@@ -62,8 +62,8 @@ static bool score_turn(const struct router_head *h, struct router_scratch *s,
     return true;
 }
 
-/* belief = normalised turn * (stay * belief + (1 - stay) / labels). The generalist is kept only by a turn
- * that refers back: small talk before a request says nothing about the request. */
+/* belief = normalised turn * (stay * belief + (1 - stay) / labels). The generalist is kept only by
+ * a turn that refers back: small talk before a request says nothing about the request. */
 static void blend_turn(const struct router_head *h, struct router_scratch *s, bool refers_back)
 {
     float stay = refers_back ? BASE_MAX(STAY_REFERRING, h->header.stay) : h->header.stay;
@@ -103,8 +103,8 @@ static void name_decision(const struct router_head *h, int label_idx, struct rou
         memcpy(d->label, h->labels[label_idx], ROUTER_NAME_MAX);
 }
 
-/* Labels that do not name an expert keep their probability: a prompt for a missing expert is then one
- * that nobody is sure of, and not one for whoever comes second. */
+/* Labels that do not name an expert keep their probability: a prompt for a missing expert is then
+ * one that nobody is sure of, and not one for whoever comes second. */
 static int best_allowed(const struct router_scratch *s, const struct router_options *opt,
                         size_t *ret_allowed)
 {
@@ -130,8 +130,8 @@ void router_decide(const struct router_head *h, struct router_scratch *s,
                    const struct router_turn *turns, size_t turns_count,
                    const struct router_options *opt, struct router_decision *ret, float *scores)
 {
-    *ret = (struct router_decision){
-        .label_idx = -1, .best_idx = -1, .reason = ROUTER_REASON_NO_HEAD};
+    *ret =
+        (struct router_decision){.label_idx = -1, .best_idx = -1, .reason = ROUTER_REASON_NO_HEAD};
     if (!h || !s)
         return;
     int general = generalist_of(h, opt);

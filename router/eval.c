@@ -1,4 +1,5 @@
-/* How good a head is on labelled rows: accuracy, calibration, which way it fails, time per decision. */
+/* How good a head is on labelled rows: accuracy, calibration, which way it fails, time per
+ * decision. */
 #include "router/head.h"
 #include "router/calibrate.h"
 
@@ -42,8 +43,8 @@ static size_t split_turns(const char *text, struct router_turn turns[TURNS_MAX])
         const char *sep = strchr(text, ROUTER_TURN_SEP);
         if (count == TURNS_MAX)
             memmove(turns, turns + 1, --count * sizeof(*turns));
-        turns[count++] = (struct router_turn){
-            .text = text, .len = sep ? (size_t)(sep - text) : strlen(text)};
+        turns[count++] =
+            (struct router_turn){.text = text, .len = sep ? (size_t)(sep - text) : strlen(text)};
         if (!sep)
             return count;
         text = sep + 1;

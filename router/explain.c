@@ -11,7 +11,8 @@ struct collector {
     struct router_evidence *list; /* [cap], heaviest first */
 };
 
-/* Contribution to the label's logit minus the mean over labels: what moves all alike decides nothing. */
+/* Contribution to the label's logit minus the mean over labels: what moves all alike decides
+ * nothing. */
 static double contribution(const struct collector *c, uint32_t idx)
 {
     const int8_t *row = head_row(c->h, idx);

@@ -3,23 +3,67 @@
 
 #include <string.h>
 
-#define READ_MAX 96       /* bytes at the start of a turn in which a reference back stands */
+#define READ_MAX 96 /* bytes at the start of a turn in which a reference back stands */
 
 /* At the start of the turn, as whole words. Written by hand: each is a way to say "once more". */
 static const char *const openers[] = {
-    "additionally", "again", "also", "and", "another", "as before", "continue with", "ditto",
-    "do it for", "do that for", "do the same", "do this", "following", "for this one", "further",
-    "here is another", "here s another", "here is one more", "here s one more", "how about",
-    "instead", "likewise", "more", "next", "now", "ok and", "ok next", "ok now", "okay and",
-    "okay next", "okay now", "once more", "one more", "or", "plus", "repeat for", "repeat that for",
-    "same", "similarly", "that one", "the following one", "the next", "the other one", "the same",
-    "then", "this one", "this time", "this too", "try", "what about", "what if",
+    "additionally",
+    "again",
+    "also",
+    "and",
+    "another",
+    "as before",
+    "continue with",
+    "ditto",
+    "do it for",
+    "do that for",
+    "do the same",
+    "do this",
+    "following",
+    "for this one",
+    "further",
+    "here is another",
+    "here s another",
+    "here is one more",
+    "here s one more",
+    "how about",
+    "instead",
+    "likewise",
+    "more",
+    "next",
+    "now",
+    "ok and",
+    "ok next",
+    "ok now",
+    "okay and",
+    "okay next",
+    "okay now",
+    "once more",
+    "one more",
+    "or",
+    "plus",
+    "repeat for",
+    "repeat that for",
+    "same",
+    "similarly",
+    "that one",
+    "the following one",
+    "the next",
+    "the other one",
+    "the same",
+    "then",
+    "this one",
+    "this time",
+    "this too",
+    "try",
+    "what about",
+    "what if",
 };
 /* Anywhere near the start. */
 static const char *const phrases[] = {
-    "another one", "as above", "as before", "just like before", "like before", "like that",
-    "one more", "same again", "same for", "same thing", "same with", "the next one", "the same",
-    "this one as well", "this one too",
+    "another one", "as above",     "as before",  "just like before", "like before",
+    "like that",   "one more",     "same again", "same for",         "same thing",
+    "same with",   "the next one", "the same",   "this one as well", "this one too",
 };
 
 static bool is_word(char c)

@@ -1,5 +1,6 @@
-/* The head file: written in one piece, read with every size checked before it is used. A head is a few
- * megabytes that decide where all traffic goes, so a torn or foreign file is refused with its cause. */
+/* The head file: written in one piece, read with every size checked before it is used. A head is a
+ * few megabytes that decide where all traffic goes, so a torn or foreign file is refused with its
+ * cause. */
 #include "router/head.h"
 
 #include <math.h>
@@ -49,12 +50,12 @@ void head_write(const struct head_parts *p, struct buf *ret)
     memcpy(ret->data, &header, sizeof(header));
 }
 
-/* ---- reading ------------------------------------------------------------------------------------- */
+/* ---- reading
+ * ------------------------------------------------------------------------------------- */
 
 static enum err_code refuse(struct err *e, const char *cause)
 {
-    return err_set(e, ERR_CORRUPT,
-                   "router head: %s; train it again or copy the file again", cause);
+    return err_set(e, ERR_CORRUPT, "router head: %s; train it again or copy the file again", cause);
 }
 
 static enum err_code check_envelope(const struct head_header *h, const void *data, size_t len,
@@ -70,16 +71,18 @@ static enum err_code check_envelope(const struct head_header *h, const void *dat
     if (h->header_bytes != sizeof(*h))
         return refuse(e, "its header has the wrong size");
     if (h->file_bytes != len)
-        return err_set(e, ERR_CORRUPT,
-                       "router head: %zu bytes, but the header says %llu: the file was cut or joined; "
-                       "train it again or copy the file again",
-                       len, (unsigned long long)h->file_bytes);
-    uint64_t sum = hash64_of((const char *)data + HEAD_SUMMED_FROM, len - HEAD_SUMMED_FROM,
-                             HEAD_SEED);
+        return err_set(
+            e, ERR_CORRUPT,
+            "router head: %zu bytes, but the header says %llu: the file was cut or joined; "
+            "train it again or copy the file again",
+            len, (unsigned long long)h->file_bytes);
+    uint64_t sum =
+        hash64_of((const char *)data + HEAD_SUMMED_FROM, len - HEAD_SUMMED_FROM, HEAD_SEED);
     return sum == h->checksum ? ERR_OK : refuse(e, "the checksum does not match its bytes");
 }
 
-/* What a file with a right checksum may still have wrong: written by a broken or hostile program. */
+/* What a file with a right checksum may still have wrong: written by a broken or hostile program.
+ */
 static enum err_code check_header(const struct head_header *h, size_t len, struct err *e)
 {
     size_t bytes;
@@ -148,8 +151,8 @@ static enum err_code check_numbers(const struct router_head *h, struct err *e)
         if (!(fabsf(h->bias[i]) <= NUMBER_MAX) || !(fabsf(h->scale[i]) <= NUMBER_MAX))
             return refuse(e, "a bias or scale is not a sane number");
     size_t last = text_space(&h->header.geometry) / 64 - 1;
-    uint64_t rows = h->blocks[last].rows_before +
-                    (uint64_t)__builtin_popcountll(h->blocks[last].present);
+    uint64_t rows =
+        h->blocks[last].rows_before + (uint64_t)__builtin_popcountll(h->blocks[last].present);
     return rows == h->header.features ? ERR_OK
                                       : refuse(e, "its feature map does not match its weights");
 }
@@ -216,7 +219,8 @@ const char *router_head_label(const struct router_head *h, size_t label_idx)
     return label_idx < h->header.labels ? h->labels[label_idx] : "";
 }
 
-/* ---- scoring -------------------------------------------------------------------------------------- */
+/* ---- scoring
+ * -------------------------------------------------------------------------------------- */
 
 static void add_row(float *restrict sum, const int8_t *restrict row, size_t labels, float value)
 {

@@ -17,7 +17,7 @@
 #define HEAD_MAGIC "SWYROUTE"
 #define HEAD_VERSION 1
 #define HEAD_BYTES_MAX (64 * BASE_MIB) /* what open() is willing to read */
-#define HEAD_SEED 0x53575952u           /* of the checksum */
+#define HEAD_SEED 0x53575952u          /* of the checksum */
 
 struct head_header {
     char magic[8];

@@ -1,13 +1,14 @@
-/* router/: which expert should answer. Rules -> scores -> choice (design/routing.md). This room holds
- * the n-gram stage: hashed word and character n-grams, a linear head, temperature calibration and
- * abstention to the generalist. Decisions are pure functions of head, text and options: any thread,
- * no I/O, no allocation beyond a caller-owned scratch. Source: Samba-CoE (arXiv 2405.07518, 2). */
+/* router/: which expert should answer. Rules -> scores -> choice (design/routing.md). This room
+ * holds the n-gram stage: hashed word and character n-grams, a linear head, temperature calibration
+ * and abstention to the generalist. Decisions are pure functions of head, text and options: any
+ * thread, no I/O, no allocation beyond a caller-owned scratch. Source: Samba-CoE (arXiv 2405.07518,
+ * 2). */
 #ifndef SWITCHYARD_ROUTER_H
 #define SWITCHYARD_ROUTER_H
 
 #include "base/base.h"
 
-#define ROUTER_NAME_MAX 64   /* bytes of a label, with NUL */
+#define ROUTER_NAME_MAX 64 /* bytes of a label, with NUL */
 #define ROUTER_LABELS_MAX 1024
 #define ROUTER_REASONS_MAX 8
 
@@ -16,8 +17,8 @@ struct router_head;
 
 /* Read and check a head file (magic, version, sizes, checksum): ERR_CORRUPT, ERR_NOT_FOUND
  * or ERR_IO with the cause. */
-enum err_code router_head_open(const char *path, struct router_head **ret, struct err *e)
-    BASE_NODISCARD;
+enum err_code router_head_open(const char *path, struct router_head **ret,
+                               struct err *e) BASE_NODISCARD;
 enum err_code router_head_parse(const void *data, size_t len, struct router_head **ret,
                                 struct err *e) BASE_NODISCARD;
 void router_head_close(struct router_head **h);
@@ -36,28 +37,28 @@ struct router_turn {
 };
 
 struct router_options {
-    double threshold;        /* below this confidence: abstain; NAN = the head's own */
+    double threshold;          /* below this confidence: abstain; NAN = the head's own */
     const bool *label_allowed; /* [labels] or NULL = all; labels that name no expert are false */
-    int generalist_idx;      /* label that means "no specialist", -1 = the head's own ("general") */
+    int generalist_idx; /* label that means "no specialist", -1 = the head's own ("general") */
 };
 
 enum router_reason {
-    ROUTER_REASON_MODEL,     /* the client named the expert; the router was not asked */
-    ROUTER_REASON_ONLY,      /* there is only one expert */
-    ROUTER_REASON_NGRAM,     /* the n-gram stage was sure */
-    ROUTER_REASON_GENERAL,   /* the n-gram stage says: no specialist */
-    ROUTER_REASON_ABSTAIN,   /* not sure enough: generalist */
-    ROUTER_REASON_EMPTY,     /* nothing to read: generalist */
-    ROUTER_REASON_NO_HEAD,   /* no head is loaded: generalist */
+    ROUTER_REASON_MODEL,   /* the client named the expert; the router was not asked */
+    ROUTER_REASON_ONLY,    /* there is only one expert */
+    ROUTER_REASON_NGRAM,   /* the n-gram stage was sure */
+    ROUTER_REASON_GENERAL, /* the n-gram stage says: no specialist */
+    ROUTER_REASON_ABSTAIN, /* not sure enough: generalist */
+    ROUTER_REASON_EMPTY,   /* nothing to read: generalist */
+    ROUTER_REASON_NO_HEAD, /* no head is loaded: generalist */
 };
 const char *router_reason_name(enum router_reason r); /* "model", "ngram", "abstain", ... */
 
 struct router_decision {
-    int label_idx;           /* -1 = the generalist without a label (empty text, no head) */
+    int label_idx; /* -1 = the generalist without a label (empty text, no head) */
     char label[ROUTER_NAME_MAX];
-    double confidence;       /* calibrated probability of the best label, before abstention */
+    double confidence; /* calibrated probability of the best label, before abstention */
     enum router_reason reason;
-    int best_idx;            /* best label even when abstaining */
+    int best_idx; /* best label even when abstaining */
 };
 
 /* Decide for a conversation. Cost is bounded: the first and last kilobytes of a long text count.
@@ -78,9 +79,9 @@ size_t router_explain(const struct router_head *h, struct router_scratch *s,
 /* ---- training and evaluation ----------------------------------------------------------------- */
 
 /* One labelled row of DATA.jsonl: {"text", "expert"} ("source", "kind" and "turns" are read too).
- * A line with "turns": [{"text", "expert", "followup"}] becomes one row per turn whose text is the turns
- * up to and including this one, joined by ROUTER_TURN_SEP; router_eval takes it apart again, router_train
- * reads the last turn only. */
+ * A line with "turns": [{"text", "expert", "followup"}] becomes one row per turn whose text is the
+ * turns up to and including this one, joined by ROUTER_TURN_SEP; router_eval takes it apart again,
+ * router_train reads the last turn only. */
 #define ROUTER_TURN_SEP '\x1e'
 struct router_row {
     char *text;
@@ -93,17 +94,18 @@ struct router_data {
     size_t count;
 };
 /* Bad lines are ERR_INVALID with their line number. */
-enum err_code router_data_load(const char *path, struct router_data *ret, struct err *e)
-    BASE_NODISCARD;
+enum err_code router_data_load(const char *path, struct router_data *ret,
+                               struct err *e) BASE_NODISCARD;
 /* The same, behind the rows that are already in `d`; `d` is unchanged on failure. */
-enum err_code router_data_append(const char *path, struct router_data *d, struct err *e)
-    BASE_NODISCARD;
+enum err_code router_data_append(const char *path, struct router_data *d,
+                                 struct err *e) BASE_NODISCARD;
 void router_data_done(struct router_data *d);
 
-/* Rows of source "wording" whose text holds "{}" are requests to be filled with inputs of the same expert:
- * {"text": "How is {} pronounced?", "expert": "g2p", "source": "wording"}. They teach more ways to ask without
- * more inputs; inputs are what remains of other rows when the wording that their `source` shares is taken
- * away. Rows labelled "any" are left out. */
+/* Rows of source "wording" whose text holds "{}" are requests to be filled with inputs of the same
+ * expert:
+ * {"text": "How is {} pronounced?", "expert": "g2p", "source": "wording"}. They teach more ways to
+ * ask without more inputs; inputs are what remains of other rows when the wording that their
+ * `source` shares is taken away. Rows labelled "any" are left out. */
 struct router_train_options {
     uint32_t word_bits, char_bits; /* hashed feature space; 0 = the default that fits `max_bytes` */
     double l2;                     /* 0 = default */
@@ -121,16 +123,18 @@ struct router_train_report {
  * NULL: every n-th row is held out for the temperature. */
 enum err_code router_train(const struct router_data *train, const struct router_data *val,
                            const struct router_train_options *opt, const struct progress *progress,
-                           struct buf *ret_head, struct router_train_report *report, struct err *e)
-    BASE_NODISCARD;
+                           struct buf *ret_head, struct router_train_report *report,
+                           struct err *e) BASE_NODISCARD;
 
 struct router_eval_report {
     size_t n, labels;
     double accuracy, macro_f1, ece, abstained, coverage;
     double latency_us_p50, latency_us_p99;
-    double expert_to_general, expert_to_other, general_to_expert; /* shares, see router-baselines.md */
-    double *per_label;     /* [labels + 1] accuracy by true label (NAN if absent), last: unknown label */
-    uint32_t *confusion;   /* [labels x labels], row = truth */
+    double expert_to_general, expert_to_other,
+        general_to_expert; /* shares, see router-baselines.md */
+    double
+        *per_label; /* [labels + 1] accuracy by true label (NAN if absent), last: unknown label */
+    uint32_t *confusion;       /* [labels x labels], row = truth */
     double coverage_curve[21]; /* accuracy of the most confident 100, 95, ... 0 % ([20] = NAN) */
 };
 /* Rows labelled "any" count for latency only. Abstention counts as an answer "general". */

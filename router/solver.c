@@ -5,14 +5,15 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define HISTORY 8          /* pairs of steps that L-BFGS remembers */
+#define HISTORY 8 /* pairs of steps that L-BFGS remembers */
 #define ROWS_PER_CHUNK 256
 #define COLS_PER_CHUNK 512
 #define ELEMS_PER_CHUNK 65536
 #define THREADS_MAX 64
 #define GRADIENT_SMALL 2e-4 /* relative to the first gradient: scores no longer change visibly */
 
-/* ---- threads -------------------------------------------------------------------------------------- */
+/* ---- threads
+ * -------------------------------------------------------------------------------------- */
 
 struct team_member {
     parallel_fn *fn;
@@ -39,7 +40,8 @@ void parallel_run(unsigned threads, size_t chunks, parallel_fn *fn, void *ctx)
         members[i] = (struct team_member){fn, ctx, i, team, chunks};
         /* A thread that cannot start costs time only: its share is done below. */
         if (i > 0)
-            started[i] = thread_start(&ids[i], "route-train", team_main, &members[i], NULL) == ERR_OK;
+            started[i] =
+                thread_start(&ids[i], "route-train", team_main, &members[i], NULL) == ERR_OK;
     }
     for (size_t i = 0; i < team; i++)
         if (!started[i])
@@ -49,7 +51,8 @@ void parallel_run(unsigned threads, size_t chunks, parallel_fn *fn, void *ctx)
             thread_join(ids[i]);
 }
 
-/* ---- matrix --------------------------------------------------------------------------------------- */
+/* ---- matrix
+ * --------------------------------------------------------------------------------------- */
 
 void sparse_transpose(struct sparse *m)
 {
@@ -78,7 +81,8 @@ void sparse_done(struct sparse *m)
     *m = (struct sparse){0};
 }
 
-/* ---- objective and gradient ------------------------------------------------------------------------- */
+/* ---- objective and gradient
+ * ------------------------------------------------------------------------- */
 
 struct pass {
     const struct softmax_problem *p;
@@ -226,7 +230,8 @@ static double evaluate(struct pass *s, const float *w, float *g)
     return loss + 0.5 * s->p->l2 * norm;
 }
 
-/* ---- L-BFGS ---------------------------------------------------------------------------------------- */
+/* ---- L-BFGS
+ * ---------------------------------------------------------------------------------------- */
 
 struct lbfgs {
     float *w, *g, *w_next, *g_next, *direction;
@@ -263,7 +268,8 @@ static void find_direction(struct pass *s, struct lbfgs *l)
     vec_add(s, l->direction, l->direction, -2.0, l->direction);
 }
 
-/* Backtrack until the objective falls enough (Armijo); returns the new objective, NAN if it never did. */
+/* Backtrack until the objective falls enough (Armijo); returns the new objective, NAN if it never
+ * did. */
 static double line_search(struct pass *s, struct lbfgs *l, double objective, double slope)
 {
     double length = l->pairs > 0 ? 1.0 : BASE_MIN(1.0, 1.0 / sqrt(-slope));

@@ -1,9 +1,9 @@
 /* router/solver: multinomial logistic regression on sparse rows. Private to router/.
  *
- * Deterministic whatever the number of threads: every output element is computed by one thread in one
- * fixed order of adds. That is why the matrix is kept twice, by row for the scores and by column for the
- * gradient, and why nothing is summed across threads. (OpenBLAS would be no faster on rows this sparse, and
- * its sums depend on its kernels and its thread count.) */
+ * Deterministic whatever the number of threads: every output element is computed by one thread in
+ * one fixed order of adds. That is why the matrix is kept twice, by row for the scores and by
+ * column for the gradient, and why nothing is summed across threads. (OpenBLAS would be no faster
+ * on rows this sparse, and its sums depend on its kernels and its thread count.) */
 #ifndef SWITCHYARD_ROUTER_SOLVER_H
 #define SWITCHYARD_ROUTER_SOLVER_H
 
@@ -43,8 +43,8 @@ struct softmax_fit {
 enum err_code softmax_solve(const struct softmax_problem *p, const struct progress *progress,
                             struct softmax_fit *ret, struct err *e) BASE_NODISCARD;
 
-/* Run fn(ctx, chunk) for every chunk in [0, chunks) on up to `threads` threads; chunks must write to
- * disjoint memory. */
+/* Run fn(ctx, chunk) for every chunk in [0, chunks) on up to `threads` threads; chunks must write
+ * to disjoint memory. */
 typedef void parallel_fn(void *ctx, size_t chunk);
 void parallel_run(unsigned threads, size_t chunks, parallel_fn *fn, void *ctx);
 

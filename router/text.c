@@ -1,11 +1,12 @@
-/* Text to hashed n-grams. One pass folds bytes into code points and cuts them into tokens (words and
- * single signs); a second pass walks the tokens and hashes. Both are bounded by the geometry's head and
- * tail bytes, so a 100 kB prompt costs what a 4 kB prompt costs.
+/* Text to hashed n-grams. One pass folds bytes into code points and cuts them into tokens (words
+ * and single signs); a second pass walks the tokens and hashes. Both are bounded by the geometry's
+ * head and tail bytes, so a 100 kB prompt costs what a 4 kB prompt costs.
  *
- * Folding is compatibility decomposition with case folding (utf8proc), which makes full-width letters,
- * ligatures and capitals equal; ASCII never reaches the library. Digits become one sign: "2 cups" and
- * "7 cups" are the same request. A token near either end of a text weighs more than one in the middle:
- * instructions stand at the ends, the material they talk about stands between. */
+ * Folding is compatibility decomposition with case folding (utf8proc), which makes full-width
+ * letters, ligatures and capitals equal; ASCII never reaches the library. Digits become one sign:
+ * "2 cups" and "7 cups" are the same request. A token near either end of a text weighs more than
+ * one in the middle: instructions stand at the ends, the material they talk about stands between.
+ */
 #include "router/text.h"
 
 #include <math.h>
@@ -16,10 +17,13 @@
 #define CHAR_GRAM_MIN 2
 #define CHAR_GRAM_MAX 5
 #define FOLD_MAX 20 /* code points that one may decompose into: 18 in Unicode today */
-/* Tokens at full weight at each end; beyond them the weight falls as EDGE_TOKENS / distance. */
-#define EDGE_TOKENS 24
-/* Of the value of a character n-gram. There are many more of them than of words, and they say much the
- * same; measured on held-out wordings, 0.5 to 0.7 beats 1. */
+/* Tokens at full weight at each end; beyond them the weight falls with the third power of the
+ * distance. So steep because a request has about ten words, and what it is about may have
+ * thousands: with the first power a page of text between "Translate:" and its end drowned the
+ * request every time. */
+#define EDGE_TOKENS 10
+/* Of the value of a character n-gram. There are many more of them than of words, and they say much
+ * the same; measured on held-out wordings, 0.5 to 0.7 beats 1. */
 #define CHARS_WEIGHT 0.7f
 
 enum token_kind {
@@ -58,14 +62,15 @@ struct text_scratch {
 struct text_geometry text_geometry_default(void)
 {
     return (struct text_geometry){
-        .word_bits = 18, .char_bits = 19, .head_bytes = 2048, .tail_bytes = 2048};
+        .word_bits = 18, .char_bits = 19, .head_bytes = 1024, .tail_bytes = 1024};
 }
 
 bool text_geometry_valid(const struct text_geometry *g)
 {
     bool bits = g->word_bits >= TEXT_BITS_MIN && g->word_bits <= TEXT_BITS_MAX &&
                 g->char_bits >= TEXT_BITS_MIN && g->char_bits <= TEXT_BITS_MAX;
-    return bits && g->head_bytes >= 64 && g->head_bytes <= 64 * BASE_KIB && g->tail_bytes <= 64 * BASE_KIB;
+    return bits && g->head_bytes >= 64 && g->head_bytes <= 64 * BASE_KIB &&
+           g->tail_bytes <= 64 * BASE_KIB;
 }
 
 size_t text_space(const struct text_geometry *g)
@@ -73,8 +78,8 @@ size_t text_space(const struct text_geometry *g)
     return ((size_t)1 << g->word_bits) + ((size_t)1 << g->char_bits);
 }
 
-/* N-grams that `tokens` tokens over `cps` code points can have: one word, one bigram and the pads per
- * token, up to four character n-grams per code point. */
+/* N-grams that `tokens` tokens over `cps` code points can have: one word, one bigram and the pads
+ * per token, up to four character n-grams per code point. */
 static size_t ngram_bound(size_t cps, size_t tokens)
 {
     size_t sizes = CHAR_GRAM_MAX - CHAR_GRAM_MIN + 1;
@@ -295,9 +300,8 @@ static void cut_span(struct cutter *c, const char *p, const char *end)
         uint32_t folded[FOLD_MAX];
         size_t n = fold_unicode(cp, folded);
         for (size_t i = 0; i < n; i++) {
-            enum cp_class class = folded[i] < 0x80
-                                      ? classify_ascii((uint8_t)folded[i], &folded[i])
-                                      : classify_unicode(&folded[i]);
+            enum cp_class class = folded[i] < 0x80 ? classify_ascii((uint8_t)folded[i], &folded[i])
+                                                   : classify_unicode(&folded[i]);
             bool joins = i + 1 == n && apostrophe_joins(c, folded[i], p, end);
             cut_add(c, folded[i], joins ? CP_WORD : class);
         }
@@ -305,7 +309,8 @@ static void cut_span(struct cutter *c, const char *p, const char *end)
     c->in_word = false;
 }
 
-/* A cut in the middle of a character would be a border anyway; this only keeps it from being a sign. */
+/* A cut in the middle of a character would be a border anyway; this only keeps it from being a
+ * sign. */
 static const char *skip_continuation(const char *p, const char *end)
 {
     while (p < end && ((uint8_t)*p & 0xC0) == 0x80)
@@ -317,8 +322,8 @@ static void weigh_tokens(struct text_scratch *s)
 {
     for (size_t i = 0; i < s->tokens_count; i++) {
         size_t distance = BASE_MIN(i, s->tokens_count - 1 - i) + 1;
-        s->tokens[i].weight =
-            distance <= EDGE_TOKENS ? 1.0f : (float)EDGE_TOKENS / (float)distance;
+        float near = distance <= EDGE_TOKENS ? 1.0f : (float)EDGE_TOKENS / (float)distance;
+        s->tokens[i].weight = near * near * near;
     }
 }
 
@@ -337,7 +342,8 @@ static void cut_text(struct text_scratch *s, const char *text, size_t len)
     weigh_tokens(s);
 }
 
-/* ---- n-grams ----------------------------------------------------------------------------------- */
+/* ---- n-grams -----------------------------------------------------------------------------------
+ */
 
 enum ngram_kind {
     NGRAM_WORD,
@@ -380,9 +386,10 @@ each_chars(const struct text_scratch *s, const struct token *t, ngram_sink *sink
     }
 }
 
-static inline __attribute__((always_inline)) void
-each_bigram(const struct text_scratch *s, const struct token *a, const struct token *b,
-            ngram_sink *sink, void *ctx)
+static inline __attribute__((always_inline)) void each_bigram(const struct text_scratch *s,
+                                                              const struct token *a,
+                                                              const struct token *b,
+                                                              ngram_sink *sink, void *ctx)
 {
     uint64_t h = (a ? a->hash : 1) * 0xE7037ED1A0B428DBu + (b ? b->hash : 2);
     struct ngram n = {.kind = NGRAM_BIGRAM, .a = a, .b = b};
@@ -433,7 +440,8 @@ static inline void count_ngram(void *ctx, const struct ngram *n)
     s->slots[i].tf += n->weight;
 }
 
-/* The table is cut to what this text can need, so that short prompts stay in the first-level cache. */
+/* The table is cut to what this text can need, so that short prompts stay in the first-level cache.
+ */
 static void slots_reset(struct text_scratch *s)
 {
     size_t want = 2 * ngram_bound(s->cps_count, s->tokens_count), cap = 64;
@@ -481,7 +489,8 @@ float text_value(const struct text_scratch *s, uint32_t idx)
     return 0.0f;
 }
 
-/* ---- explanation --------------------------------------------------------------------------------- */
+/* ---- explanation
+ * --------------------------------------------------------------------------------- */
 
 struct printer {
     const struct text_scratch *s;

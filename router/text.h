@@ -1,8 +1,8 @@
 /* router/text: from bytes to hashed n-grams. Private to router/.
  *
- * A text becomes a sparse vector: word 1-2-grams and character 2-5-grams inside word borders, hashed
- * into two fixed spaces. The result is a pure function of bytes and geometry: no locale, no table
- * that training builds, so a head file needs no vocabulary. */
+ * A text becomes a sparse vector: word 1-2-grams and character 2-5-grams inside word borders,
+ * hashed into two fixed spaces. The result is a pure function of bytes and geometry: no locale, no
+ * table that training builds, so a head file needs no vocabulary. */
 #ifndef SWITCHYARD_ROUTER_TEXT_H
 #define SWITCHYARD_ROUTER_TEXT_H
 
@@ -13,7 +13,7 @@
 
 /* What the vectors depend on; part of the head file. */
 struct text_geometry {
-    uint32_t word_bits, char_bits; /* log2 of the two hash spaces; words come first */
+    uint32_t word_bits, char_bits;   /* log2 of the two hash spaces; words come first */
     uint32_t head_bytes, tail_bytes; /* of a longer text only these count */
 };
 
@@ -44,8 +44,8 @@ size_t text_word_count(const struct text_scratch *s);
 float text_value(const struct text_scratch *s, uint32_t idx);
 
 /* Every n-gram occurrence of a text with its feature index, for explanations: `ngram` is UTF-8 and
- * valid during the call only. Character n-grams show a word border as a space. The last vector stays
- * valid if the text is the same. */
+ * valid during the call only. Character n-grams show a word border as a space. The last vector
+ * stays valid if the text is the same. */
 typedef void text_ngram_fn(void *ctx, uint32_t idx, const char *ngram, size_t len);
 void text_each_ngram(struct text_scratch *s, const char *text, size_t len, text_ngram_fn *fn,
                      void *ctx);

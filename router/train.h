@@ -1,4 +1,5 @@
-/* router/train: the knobs behind router_train, for its tests and for measuring. Private to router/. */
+/* router/train: the knobs behind router_train, for its tests and for measuring. Private to router/.
+ */
 #ifndef SWITCHYARD_ROUTER_TRAIN_H
 #define SWITCHYARD_ROUTER_TRAIN_H
 
@@ -9,8 +10,10 @@
  * training data, never on a test set. */
 struct train_knobs {
     struct augment_options augment;
-    uint32_t rows_min;    /* a feature must occur in so many rows */
-    double general_shift; /* added to the generalist's bias after training */
+    uint32_t rows_min; /* a feature must occur in so many rows */
+    /* Added to the logit of the generalist. Below 0: in training it has the most rows and the
+     * widest range of them, so what no row is like would otherwise always be its. */
+    double general_shift;
     double threshold_max; /* highest the head's threshold may be set to */
     double stay;          /* see head.h */
 };

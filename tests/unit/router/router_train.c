@@ -1,5 +1,5 @@
-/* router-train OUT [--val VAL.jsonl] DATA.jsonl...: trains a head exactly as the command line does and says
- * how good it is. A tool for making router/zoo.head; not installed. */
+/* router-train OUT [--val VAL.jsonl] DATA.jsonl...: trains a head exactly as the command line does
+ * and says how good it is. A tool for making router/zoo.head; not installed. */
 #include "router/router.h"
 
 #include <stdlib.h>
@@ -46,10 +46,11 @@ int main(int argc, char **argv)
     if (code == ERR_OK)
         code = file_write_atomic(argv[1], head.data, head.len, &e);
     if (code == ERR_OK)
-        printf("\n%s: %zu rows, %zu labels, %zu features, %zu bytes; accuracy %.4f on training rows, "
-               "%.4f on validation rows, ECE %.4f, temperature %.3f, threshold %.2f, %.1f s\n",
-               argv[1], r.rows, r.labels, r.features, r.head_bytes, r.train_accuracy, r.val_accuracy,
-               r.ece, r.temperature, r.threshold, r.seconds);
+        printf(
+            "\n%s: %zu rows, %zu labels, %zu features, %zu bytes; accuracy %.4f on training rows, "
+            "%.4f on validation rows, ECE %.4f, temperature %.3f, threshold %.2f, %.1f s\n",
+            argv[1], r.rows, r.labels, r.features, r.head_bytes, r.train_accuracy, r.val_accuracy,
+            r.ece, r.temperature, r.threshold, r.seconds);
     router_data_done(&train);
     router_data_done(&val);
     buf_done(&head);

@@ -6,20 +6,21 @@
 static const char *const wordings[4][4] = {
     {"Translate to Klingon: %s", "%s in Klingon please", "How do Klingons say %s?", "klingon: %s"},
     {"Sort these words: %s", "Put in alphabetical order: %s", "%s -> sorted", "alphabetise %s"},
-    {"Count the letters of %s", "How many letters has %s?", "letter count: %s", "%s: number of letters"},
+    {"Count the letters of %s", "How many letters has %s?", "letter count: %s",
+     "%s: number of letters"},
     {"Tell me about %s", "What do you think of %s?", "I like %s", "Where can I buy %s?"},
 };
 static const char *const experts[4] = {"klingon", "sorter", "counter", "general"};
 static const char *const words[] = {
-    "apple", "river",  "engine", "paper",  "winter", "castle", "doctor", "violin",
+    "apple",  "river",  "engine", "paper",  "winter", "castle", "doctor", "violin",
     "garden", "copper", "island", "monkey", "silver", "tunnel", "butter", "forest",
 };
 
 void support_add(struct router_data *d, const char *text, const char *expert, const char *source)
 {
     d->rows = mem_grow(d->rows, d->count + 1, sizeof(*d->rows));
-    d->rows[d->count++] = (struct router_row){
-        mem_strdup(text), mem_strdup(expert), mem_strdup(source), mem_strdup("")};
+    d->rows[d->count++] = (struct router_row){mem_strdup(text), mem_strdup(expert),
+                                              mem_strdup(source), mem_strdup("")};
 }
 
 struct router_data support_data(size_t rows, uint64_t seed)

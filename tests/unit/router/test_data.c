@@ -40,8 +40,9 @@ static void expect_error(const char *lines, const char *line, const char *cause)
 
 static void rows_have_their_fields(void **state)
 {
-    write_lines("{\"text\":\"h\\u00e9llo\",\"expert\":\"a\",\"source\":\"s:t1\",\"kind\":\"k\"}\n\r\n"
-                "{\"expert\":\"b\",\"text\":\"\"}");
+    write_lines(
+        "{\"text\":\"h\\u00e9llo\",\"expert\":\"a\",\"source\":\"s:t1\",\"kind\":\"k\"}\n\r\n"
+        "{\"expert\":\"b\",\"text\":\"\"}");
     struct router_data d = {0};
     struct err e = {0};
     assert_int_equal(router_data_load(path, &d, &e), ERR_OK);

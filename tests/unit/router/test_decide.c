@@ -122,7 +122,8 @@ static void any_bytes_give_a_decision(void **state)
             bytes[i] = (char)rng_u64(&rng);
         struct router_decision d = support_decide(head, bytes, len, NULL);
         if (!(d.confidence >= 0.0 && d.confidence <= 1.0))
-            fail_msg("seed %llu round %d: confidence %g", (unsigned long long)seed, round, d.confidence);
+            fail_msg("seed %llu round %d: confidence %g", (unsigned long long)seed, round,
+                     d.confidence);
         free(bytes);
     }
 }
@@ -157,7 +158,8 @@ static void followup_keeps_the_expert_and_a_new_request_moves(void **state)
     const char *const move[] = {"Translate to Klingon: apple", "Count the letters of violin"};
     const char *const back[] = {"Translate to Klingon: apple", "Count the letters of violin",
                                 "same for garden", ""};
-    const char *const chat[] = {"Translate to Klingon: apple", "What do you think of monkey castle?"};
+    const char *const chat[] = {"Translate to Klingon: apple",
+                                "What do you think of monkey castle?"};
     decide_turns(keep, 2, "klingon");
     decide_turns(move, 2, "counter");
     decide_turns(back, 4, "counter");
@@ -166,8 +168,9 @@ static void followup_keeps_the_expert_and_a_new_request_moves(void **state)
 
 static void references_back_are_recognised(void **state)
 {
-    const char *const yes[] = {"and this one: x", "Same for \"x\"", "  NEXT: x", "what about lined?",
-                               "Another: x", "now x", "Here's another one: x"};
+    const char *const yes[] = {"and this one: x",      "Same for \"x\"", "  NEXT: x",
+                               "what about lined?",    "Another: x",     "now x",
+                               "Here's another one: x"};
     const char *const no[] = {"", "andromeda", "nextdoor", "Translate this", "sameness", "nowhere"};
     for (size_t i = 0; i < BASE_COUNT(yes); i++)
         if (!followup_refers_back(yes[i], strlen(yes[i])))

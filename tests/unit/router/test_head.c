@@ -1,4 +1,5 @@
-/* The head file: what is written is read back; what is torn, foreign or hostile is refused with its cause. */
+/* The head file: what is written is read back; what is torn, foreign or hostile is refused with its
+ * cause. */
 #include "support.h"
 #include "router/head.h"
 
@@ -58,8 +59,9 @@ static void written_head_reads_back(void **state)
     uint64_t *present = mem_array(text_space(&h->header.geometry) / 64, sizeof(*present));
     for (size_t i = 0; i < text_space(&h->header.geometry) / 64; i++)
         present[i] = h->blocks[i].present;
-    struct head_parts parts = {h->header, (const char(*)[ROUTER_NAME_MAX])h->labels, h->bias,
-                               h->scale,  present, h->weights};
+    struct head_parts parts = {h->header, (const char(*)[ROUTER_NAME_MAX])h->labels,
+                               h->bias,   h->scale,
+                               present,   h->weights};
     struct buf again = {0};
     head_write(&parts, &again);
     assert_int_equal(again.len, bytes_of_head.len);
@@ -141,6 +143,18 @@ static void hostile_heads_are_refused_or_harmless(void **state)
     assert_true(refused > rounds / 10);
 }
 
+/* `bytes` put over a good head at `at`. */
+static void expect_patched(size_t at, const char *bytes, size_t count, const char *cause)
+{
+    struct buf b = {0};
+    buf_append(&b, bytes_of_head.data, at);
+    buf_append(&b, bytes, count);
+    buf_append(&b, bytes_of_head.data + at + count, bytes_of_head.len - at - count);
+    sign_head(b.data, b.len);
+    expect_refusal(b.data, b.len, cause);
+    buf_done(&b);
+}
+
 static void each_nonsense_has_its_cause(void **state)
 {
     struct head_header header;
@@ -173,23 +187,18 @@ static void each_nonsense_has_its_cause(void **state)
     WITH(header.threshold = 1.5f, "threshold");
     WITH(header.stay = 1.0f, "stay");
 #undef WITH
-    memcpy(head, bytes_of_head.data, len);
-    memcpy(head + sizeof(header) + ROUTER_NAME_MAX, head + sizeof(header), ROUTER_NAME_MAX);
-    sign_head(head, len);
-    expect_refusal(head, len, "equal");
-    memcpy(head, bytes_of_head.data, len);
-    memset(head + sizeof(header), 'x', ROUTER_NAME_MAX);
-    sign_head(head, len);
-    expect_refusal(head, len, "too long");
-    memcpy(head, bytes_of_head.data, len);
-    memset(head + sizeof(header) + 4 * ROUTER_NAME_MAX, 0xFF, 4);
-    sign_head(head, len);
-    expect_refusal(head, len, "sane");
-    memcpy(head, bytes_of_head.data, len);
-    head[sizeof(header) + 4 * (ROUTER_NAME_MAX + 8)] ^= 1;
-    sign_head(head, len);
-    expect_refusal(head, len, "feature map");
     free(head);
+
+    const size_t labels = sizeof(header), numbers = labels + 4 * ROUTER_NAME_MAX;
+    char endless[ROUTER_NAME_MAX];
+    memset(endless, 'x', sizeof(endless));
+    expect_patched(labels + ROUTER_NAME_MAX, "counter", 8, "equal");
+    expect_patched(labels, "", 1, "empty");
+    expect_patched(labels, endless, sizeof(endless), "too long");
+    expect_patched(labels, "\xff\xfe", 3, "UTF-8");
+    expect_patched(numbers, "\xff\xff\xff\xff", 4, "sane");
+    expect_patched(numbers + 16, "\xff\xff\x7f\x7f", 4, "sane");
+    expect_patched(numbers + 32, "\xff\xff\xff\xff\xff\xff\xff\xff", 8, "feature map");
 }
 
 int main(void)

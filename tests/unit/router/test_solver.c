@@ -15,8 +15,8 @@ static struct sparse random_rows(size_t rows, size_t cols, size_t labels, uint32
         uint32_t column = (uint32_t)rng_below(&rng, cols / 8);
         label[r] = (uint32_t)(rng_below(&rng, 10) ? column % labels : rng_below(&rng, labels));
         for (uint32_t i = 0; i < 8; i++)
-            m.by_row[r * 8 + i] = (struct sparse_entry){
-                .idx = column + i * (uint32_t)(cols / 8), .value = (float)(0.1 + rng_f64(&rng))};
+            m.by_row[r * 8 + i] = (struct sparse_entry){.idx = column + i * (uint32_t)(cols / 8),
+                                                        .value = (float)(0.1 + rng_f64(&rng))};
         m.row_start[r + 1] = (r + 1) * 8;
     }
     sparse_transpose(&m);
@@ -61,8 +61,13 @@ static void optimum_has_no_gradient_and_no_threads(void **state)
     for (size_t i = 0; i < ROWS; i++)
         weight[i] = i % 3 ? 1.0f : 0.5f;
     struct sparse m = random_rows(ROWS, COLS, LABELS, label);
-    struct softmax_problem p = {.x = &m, .label = label, .weight = weight, .labels = LABELS,
-                                .l2 = 1e-3, .iterations_max = 300, .threads = 1};
+    struct softmax_problem p = {.x = &m,
+                                .label = label,
+                                .weight = weight,
+                                .labels = LABELS,
+                                .l2 = 1e-3,
+                                .iterations_max = 300,
+                                .threads = 1};
     struct softmax_fit one, four;
     struct err e = {0};
     assert_int_equal(softmax_solve(&p, NULL, &one, &e), ERR_OK);

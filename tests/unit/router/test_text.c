@@ -1,4 +1,5 @@
-/* Vectors: the same for the same text in any spelling of its letters, bounded, safe for any bytes. */
+/* Vectors: the same for the same text in any spelling of its letters, bounded, safe for any bytes.
+ */
 #include "support.h"
 #include "router/text.h"
 
@@ -110,8 +111,8 @@ static void random_bytes_are_safe_and_bounded(void **state)
         const struct text_feature *f = text_vector(*state, bytes, len, &count);
         for (size_t i = 0; i < count; i++)
             if (!isfinite(f[i].value))
-                fail_msg("seed %llu round %d: value %zu is not finite",
-                         (unsigned long long)seed, round, i);
+                fail_msg("seed %llu round %d: value %zu is not finite", (unsigned long long)seed,
+                         round, i);
         free(bytes);
     }
 }
@@ -187,7 +188,8 @@ static void geometry_out_of_range_is_refused(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test_setup_teardown(same_text_gives_same_features_in_any_scratch, setup, teardown),
+        cmocka_unit_test_setup_teardown(same_text_gives_same_features_in_any_scratch, setup,
+                                        teardown),
         cmocka_unit_test_setup_teardown(vector_has_length_one_and_known_indices, setup, teardown),
         cmocka_unit_test_setup_teardown(case_width_and_typography_fold_away, setup, teardown),
         cmocka_unit_test_setup_teardown(words_and_signs_are_told_apart, setup, teardown),

@@ -1,4 +1,5 @@
-/* Training: learns, repeats itself to the byte, fits its size, uses wordings, says what is wrong. */
+/* Training: learns, repeats itself to the byte, fits its size, uses wordings, says what is wrong.
+ */
 #include "support.h"
 #include "router/head.h"
 #include "router/train.h"
@@ -57,7 +58,8 @@ static void head_fits_the_bytes_it_is_given(void **state)
         assert_true(head.len <= sizes[i]);
         buf_done(&head);
     }
-    struct buf head = support_train(&(struct router_train_options){.word_bits = 10, .char_bits = 12});
+    struct buf head =
+        support_train(&(struct router_train_options){.word_bits = 10, .char_bits = 12});
     assert_true(head.len < 64 * BASE_KIB);
     buf_done(&head);
 }
@@ -243,14 +245,18 @@ static void evaluation_counts_what_it_should(void **state)
     support_add(&d, "Count the letters of winter castle", "general", ""); /* hijacked */
     support_add(&d, "Sort these words: apple", "unheard-of", "");
     support_add(&d, "\xff\xff", "any", "");
-    support_add(&d, "Count the letters of apple\x1e" "same for river", "counter", "");
+    support_add(&d,
+                "Count the letters of apple\x1e"
+                "same for river",
+                "counter", "");
     assert_int_equal(router_eval(h, &d, NULL, &r, &e), ERR_OK);
     assert_int_equal(r.n, 6);
     assert_true(fabs(r.accuracy - 2.0 / 6.0) < 1e-9);
     assert_true(fabs(r.expert_to_general - 1.0 / 5.0) < 1e-9);
     assert_true(fabs(r.expert_to_other - 2.0 / 5.0) < 1e-9);
     assert_true(fabs(r.general_to_expert - 1.0) < 1e-9);
-    size_t klingon = (size_t)support_label(h, "klingon"), sorter = (size_t)support_label(h, "sorter");
+    size_t klingon = (size_t)support_label(h, "klingon"),
+           sorter = (size_t)support_label(h, "sorter");
     assert_true(fabs(r.per_label[klingon] - 0.5) < 1e-9);
     assert_true(r.per_label[r.labels] == 0.0);
     assert_int_equal(r.confusion[klingon * r.labels + sorter], 1);
