@@ -217,7 +217,10 @@ static void client_hung_up(struct streams *h, uint64_t key)
 {
     struct stream *s = &h->slots[key & 0xffffffff];
     lock_take(&s->lock);
-    if (s->generation == (uint32_t)(key >> 32) && s->connection != NULL && !s->gone) {
+    /* Closing right behind the last byte is how a well-served client leaves: with all tokens made there is
+     * nothing to cancel, and whether the bytes went out is for the connection's end to say. */
+    if (s->generation == (uint32_t)(key >> 32) && s->connection != NULL && !s->gone &&
+        !api_call_done(s->call)) {
         s->gone = true;
         s->gone_ns = clock_ns();
         api_call_cancel(s->call);
