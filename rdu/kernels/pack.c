@@ -113,6 +113,19 @@ void rdu_unpack_block(enum rdu_type type, const uint8_t *packed, unsigned row, u
     }
 }
 
+/* One row of floats: element i to or from packed[i * RDU_GROUP]. */
+static void copy_float_row(uint8_t *dst, size_t dst_step, const uint8_t *src, size_t src_step,
+                           unsigned bytes, size_t count)
+{
+    if (bytes == 4) {
+        for (size_t i = 0; i < count; i++)
+            memcpy(dst + i * dst_step, src + i * src_step, 4);
+    } else {
+        for (size_t i = 0; i < count; i++)
+            memcpy(dst + i * dst_step, src + i * src_step, 2);
+    }
+}
+
 void rdu_pack_rows(enum rdu_type type, size_t rows, size_t cols, const void *src, void *dst)
 {
     const struct rdu_type_info *info = rdu_type_info(type);
@@ -123,6 +136,12 @@ void rdu_pack_rows(enum rdu_type type, size_t rows, size_t cols, const void *src
     for (size_t row = 0; row < rows; row++) {
         const uint8_t *raw = (const uint8_t *)src + row * row_bytes;
         uint8_t *packed = (uint8_t *)dst + row / RDU_GROUP * group_bytes;
+        const unsigned bytes = info->block_bytes;
+        if (info->is_float) {
+            copy_float_row(packed + row % RDU_GROUP * bytes, (size_t)bytes * RDU_GROUP, raw, bytes,
+                           bytes, blocks);
+            continue;
+        }
         for (size_t b = 0; b < blocks; b++)
             pack_block(&layouts[type], raw + b * info->block_bytes, row % RDU_GROUP,
                        packed + b * info->block_bytes * RDU_GROUP);
@@ -136,6 +155,12 @@ void rdu_unpack_rows(enum rdu_type type, size_t rows, size_t cols, const void *s
     for (size_t row = 0; row < rows; row++) {
         const uint8_t *packed =
             (const uint8_t *)src + row / RDU_GROUP * RDU_GROUP * row_bytes;
+        const unsigned bytes = info->block_bytes;
+        if (info->is_float) {
+            copy_float_row((uint8_t *)dst + row * row_bytes, bytes, packed + row % RDU_GROUP * bytes,
+                           (size_t)bytes * RDU_GROUP, bytes, blocks);
+            continue;
+        }
         for (size_t b = 0; b < blocks; b++)
             rdu_unpack_block(type, packed + b * info->block_bytes * RDU_GROUP, row % RDU_GROUP,
                              (uint8_t *)dst + row * row_bytes + b * info->block_bytes);

@@ -10,11 +10,11 @@ void rdu_dequant_q2_k(const uint8_t *src, float *dst, size_t blocks)
 {
     for (; blocks > 0; blocks--, src += 84, dst += 256) {
         float d = rdu_half_load(rdu_load_u16(src + 80)), dmin = rdu_half_load(rdu_load_u16(src + 82));
-        for (unsigned i = 0; i < 256; i++) {
-            uint8_t s = src[i / 16];
-            unsigned q = src[16 + i / 128 * 32 + i % 32] >> (2 * (i / 32 % 4)) & 3u;
-            float scale = d * (float)(s & 15), min = dmin * (float)(s >> 4);
-            dst[i] = scale * (float)q - min;
+        for (unsigned sub = 0; sub < 16; sub++) {
+            const uint8_t *q = src + 16 + sub / 8 * 32 + sub % 2 * 16;
+            float scale = d * (float)(src[sub] & 15), min = dmin * (float)(src[sub] >> 4);
+            for (unsigned i = 0; i < 16; i++)
+                dst[sub * 16 + i] = scale * (float)(q[i] >> (sub / 2 % 4 * 2) & 3) - min;
         }
     }
 }
@@ -24,11 +24,13 @@ void rdu_dequant_q3_k(const uint8_t *src, float *dst, size_t blocks)
 {
     for (; blocks > 0; blocks--, src += 110, dst += 256) {
         float d = rdu_half_load(rdu_load_u16(src + 108));
-        for (unsigned i = 0; i < 256; i++) {
-            float scale = d * (float)rdu_q3_k_scale(src + 96, 1, i / 16);
-            int q = src[32 + i / 128 * 32 + i % 32] >> (2 * (i / 32 % 4)) & 3;
-            int high = src[i % 32] >> (i / 32) & 1;
-            dst[i] = scale * (float)(q - (high ? 0 : 4));
+        for (unsigned sub = 0; sub < 16; sub++) {
+            const uint8_t *q = src + 32 + sub / 8 * 32 + sub % 2 * 16, *high = src + sub % 2 * 16;
+            float scale = d * (float)rdu_q3_k_scale(src + 96, 1, sub);
+            for (unsigned i = 0; i < 16; i++) {
+                int low = q[i] >> (sub / 2 % 4 * 2) & 3, third = high[i] >> (sub / 2) & 1;
+                dst[sub * 16 + i] = scale * (float)(low + 4 * third - 4);
+            }
         }
     }
 }
@@ -71,12 +73,14 @@ void rdu_dequant_q6_k(const uint8_t *src, float *dst, size_t blocks)
 {
     for (; blocks > 0; blocks--, src += 210, dst += 256) {
         float d = rdu_half_load(rdu_load_u16(src + 208));
-        for (unsigned i = 0; i < 256; i++) {
-            unsigned half = i / 128, run = i / 32 % 4, k = i % 32;
-            unsigned low = src[half * 64 + run % 2 * 32 + k] >> (run / 2 * 4) & 15u;
-            unsigned top = src[128 + half * 32 + k] >> (2 * run) & 3u;
-            float scale = d * (float)(int8_t)src[192 + i / 16];
-            dst[i] = scale * (float)((int)(low | top << 4) - 32);
+        for (unsigned sub = 0; sub < 16; sub++) {
+            unsigned half = sub / 8, run = sub / 2 % 4, k = sub % 2 * 16;
+            const uint8_t *low = src + half * 64 + run % 2 * 32 + k, *top = src + 128 + half * 32 + k;
+            float scale = d * (float)(int8_t)src[192 + sub];
+            for (unsigned i = 0; i < 16; i++) {
+                int q = (low[i] >> (run / 2 * 4) & 15) | (top[i] >> (2 * run) & 3) << 4;
+                dst[sub * 16 + i] = scale * (float)(q - 32);
+            }
         }
     }
 }

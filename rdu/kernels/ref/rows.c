@@ -104,6 +104,21 @@ static void rope(float *x, const float *c, const float *s, uint32_t heads, uint3
     }
 }
 
+/* Every eighth element. */
+static void unpack_floats(enum rdu_type type, const uint8_t *packed, uint32_t n, float *y)
+{
+    const uint8_t *p = packed;
+    if (type == RDU_F32)
+        for (uint32_t i = 0; i < n; i++, p += 4 * RDU_GROUP)
+            y[i] = rdu_float_of_bits(rdu_load_u32(p));
+    else if (type == RDU_F16)
+        for (uint32_t i = 0; i < n; i++, p += 2 * RDU_GROUP)
+            y[i] = rdu_half_load(rdu_load_u16(p));
+    else
+        for (uint32_t i = 0; i < n; i++, p += 2 * RDU_GROUP)
+            y[i] = rdu_bf16_load(rdu_load_u16(p));
+}
+
 static void unpack_row(enum rdu_type type, const void *w, uint32_t row, uint32_t cols, float *y)
 {
     const struct rdu_type_info *info = rdu_type_info(type);
@@ -111,8 +126,7 @@ static void unpack_row(enum rdu_type type, const void *w, uint32_t row, uint32_t
     const uint8_t *packed = (const uint8_t *)w + row / RDU_GROUP * blocks * packed_bytes;
     unsigned r = row % RDU_GROUP;
     if (info->is_float) {
-        for (size_t i = 0; i < cols; i++)
-            rdu_dequant_row(type, packed + i * packed_bytes + r * info->block_bytes, y + i, 1);
+        unpack_floats(type, packed + r * info->block_bytes, cols, y);
         return;
     }
     for (size_t b = 0; b < blocks; b++) {
