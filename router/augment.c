@@ -85,6 +85,12 @@ static void add_made(struct augmenter *a, const char *text, size_t len, uint32_t
                                           .counted = counted};
 }
 
+bool augment_is_wording(const struct router_row *row)
+{
+    return strcmp(row->source, AUGMENT_SOURCE_WORDING) == 0 &&
+           strstr(augment_last_turn(row->text), AUGMENT_HOLE) != NULL;
+}
+
 /* ---- finding the wordings
  * ------------------------------------------------------------------------ */
 
@@ -343,7 +349,7 @@ static float original_weight(const struct augmenter *a, size_t row)
 static void take_originals(struct augmenter *a)
 {
     for (size_t i = 0; i < a->count; i++) {
-        if (is_given(a->rows[i]) && strstr(a->rows[i]->text, AUGMENT_HOLE))
+        if (augment_is_wording(a->rows[i]))
             continue;
         const char *text = augment_last_turn(a->rows[i]->text);
         *add_sample(a->out) = (struct sample){.text = text,

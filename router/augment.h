@@ -46,6 +46,8 @@ struct sample_list {
 /* Rows [count] with their labels; the result keeps pointers into `rows`. */
 void augment_rows(const struct router_row *const *rows, const uint32_t *label, size_t count,
                   const struct augment_options *opt, struct sample_list *ret);
+/* Is this row a request with a hole for the input, and no prompt? */
+bool augment_is_wording(const struct router_row *row);
 /* The newest turn of a row's text. */
 const char *augment_last_turn(const char *text);
 void sample_list_done(struct sample_list *l);

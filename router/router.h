@@ -120,7 +120,8 @@ struct router_train_report {
     double train_accuracy, val_accuracy, temperature, threshold, ece, seconds;
 };
 /* Deterministic: same data and options give the same bytes, whatever the thread count. `val` may be
- * NULL: every n-th row is held out for the temperature. */
+ * NULL: every n-th row of each label is held out for temperature and threshold (with too few
+ * rows for that, the training rows serve). */
 enum err_code router_train(const struct router_data *train, const struct router_data *val,
                            const struct router_train_options *opt, const struct progress *progress,
                            struct buf *ret_head, struct router_train_report *report,

@@ -102,29 +102,42 @@ static enum err_code collect_labels(struct trainer *t, const struct router_data 
     return ERR_OK;
 }
 
-/* Rows to learn from and rows to calibrate with: those of `val`, or every n-th of `train`. */
+/* Is this row of the training data kept for calibration? Every n-th of its label is, so that a
+ * label with few rows keeps them all; a wording with a hole in it is no prompt. */
+static bool is_held_out(const struct trainer *t, const struct router_row *row, size_t *seen)
+{
+    double holdout = t->opt->holdout > 0.0 ? BASE_MIN(t->opt->holdout, 0.5) : HOLDOUT_DEFAULT;
+    return !augment_is_wording(row) && ++*seen % (size_t)lround(1.0 / holdout) == 0;
+}
+
+/* Rows to learn from and rows to calibrate with: those of `val`, or some of `train`. */
 static enum err_code split_rows(struct trainer *t, const struct router_data *train,
                                 const struct router_data *val, struct err *e)
 {
-    double holdout = t->opt->holdout > 0.0 ? t->opt->holdout : HOLDOUT_DEFAULT;
-    size_t every = BASE_MAX((size_t)lround(1.0 / BASE_MIN(holdout, 0.5)), (size_t)2), seen = 0;
+    size_t *seen = mem_array(t->labels_count, sizeof(*seen));
     t->rows = mem_array(train->count, sizeof(*t->rows));
     t->row_label = mem_array(train->count, sizeof(*t->row_label));
-    t->val_rows = mem_array(val ? val->count + 1 : train->count, sizeof(*t->val_rows));
+    t->val_rows = mem_array(train->count + (val ? val->count : 0), sizeof(*t->val_rows));
     for (size_t i = 0; i < train->count; i++) {
         const struct router_row *row = &train->rows[i];
-        if (is_any(row))
+        int label = is_any(row) ? -1 : find_label(t, row->expert);
+        if (label < 0)
             continue;
-        if (!val && ++seen % every == 0) {
+        if (!val && is_held_out(t, row, &seen[label])) {
             t->val_rows[t->val_count++] = row;
             continue;
         }
-        t->row_label[t->rows_count] = (uint32_t)find_label(t, row->expert);
+        t->row_label[t->rows_count] = (uint32_t)label;
         t->rows[t->rows_count++] = row;
     }
+    free(seen);
     for (size_t i = 0; val && i < val->count; i++)
         if (find_label(t, val->rows[i].expert) >= 0)
             t->val_rows[t->val_count++] = &val->rows[i];
+    if (t->val_count == 0) { /* too few to spare any */
+        memcpy(t->val_rows, t->rows, t->rows_count * sizeof(*t->rows));
+        t->val_count = t->rows_count;
+    }
     if (t->rows_count > ROWS_MAX)
         return err_set(e, ERR_INVALID, "%zu rows, at most %zu are possible", t->rows_count,
                        ROWS_MAX);
