@@ -45,7 +45,8 @@ static inline uint32_t rdu_bits_of_float(float f)
     return v.u;
 }
 
-/* e^x within 1 ulp, subnormal results included; NaN gives NaN. Branch-free: compilers vectorise it. */
+/* e^x within 1 ulp, subnormal results included; NaN gives NaN. Branch-free: compilers vectorise it.
+ */
 static inline float rdu_expf(float x)
 {
     x = RDU_EXP_LO > x ? RDU_EXP_LO : x;

@@ -1,5 +1,5 @@
-/* Packing and unpacking rows of any type by the field lists of pack.h, and the scalar accessors. The
- * field lists are the only description of the layouts: pack and unpack cannot disagree. */
+/* Packing and unpacking rows of any type by the field lists of pack.h, and the scalar accessors.
+ * The field lists are the only description of the layouts: pack and unpack cannot disagree. */
 #include "rdu/kernels/pack.h"
 
 #include "rdu/kernels/kernels.h"
@@ -153,12 +153,12 @@ void rdu_unpack_rows(enum rdu_type type, size_t rows, size_t cols, const void *s
     const struct rdu_type_info *info = rdu_type_info(type);
     size_t blocks = cols / info->block_elems, row_bytes = blocks * info->block_bytes;
     for (size_t row = 0; row < rows; row++) {
-        const uint8_t *packed =
-            (const uint8_t *)src + row / RDU_GROUP * RDU_GROUP * row_bytes;
+        const uint8_t *packed = (const uint8_t *)src + row / RDU_GROUP * RDU_GROUP * row_bytes;
         const unsigned bytes = info->block_bytes;
         if (info->is_float) {
-            copy_float_row((uint8_t *)dst + row * row_bytes, bytes, packed + row % RDU_GROUP * bytes,
-                           (size_t)bytes * RDU_GROUP, bytes, blocks);
+            copy_float_row((uint8_t *)dst + row * row_bytes, bytes,
+                           packed + row % RDU_GROUP * bytes, (size_t)bytes * RDU_GROUP, bytes,
+                           blocks);
             continue;
         }
         for (size_t b = 0; b < blocks; b++)
@@ -249,7 +249,8 @@ static void run_q6_k(const uint8_t *p, unsigned row, unsigned run, struct rdu_ru
     for (unsigned i = 0; i < 32; i++) {
         unsigned half = run / 4, quarter = run % 4;
         int low = unit_byte(p + PACK_Q6_K_LOW, row, half * 64 + quarter % 2 * 32 + i) >>
-                      (quarter / 2 * 4) & 15;
+                      (quarter / 2 * 4) &
+                  15;
         int top = unit_byte(p + PACK_Q6_K_TOP, row, half * 32 + i) >> (2 * quarter) & 3;
         int sc = (int8_t)p[PACK_Q6_K_SCALES + (run * 2 + i / 16) * RDU_GROUP + row];
         ret->q[i] = (int16_t)(sc * ((low | top << 4) - 32));

@@ -1,5 +1,5 @@
-/* Q4_0, Q4_1, Q5_0, Q5_1, Q8_0: 32 elements with one f16 scale, the _1 ones with an f16 minimum. Low
- * nibbles are elements 0..15, high nibbles 16..31; the fifth bits sit in one 32-bit word. */
+/* Q4_0, Q4_1, Q5_0, Q5_1, Q8_0: 32 elements with one f16 scale, the _1 ones with an f16 minimum.
+ * Low nibbles are elements 0..15, high nibbles 16..31; the fifth bits sit in one 32-bit word. */
 #include "rdu/kernels/quants.h"
 
 #include "rdu/kernels/half.h"
@@ -89,8 +89,8 @@ void rdu_quant_q4_0(const float *src, uint8_t *dst, size_t blocks)
         float d = extreme / -8.0f, inverse = d == 0.0f || isinf(1.0f / d) ? 0.0f : 1.0f / d;
         store_half(dst, d);
         for (unsigned i = 0; i < 16; i++)
-            dst[2 + i] = (uint8_t)(nibble(src[i], inverse, 8.0f) |
-                                   nibble(src[i + 16], inverse, 8.0f) << 4);
+            dst[2 + i] =
+                (uint8_t)(nibble(src[i], inverse, 8.0f) | nibble(src[i + 16], inverse, 8.0f) << 4);
     }
 }
 

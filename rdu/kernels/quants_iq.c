@@ -1,5 +1,5 @@
-/* The IQ formats: code books of sign-less vectors (iq_tables.c), signs stored apart, scales per 16 or
- * 32 elements; and IQ4, a non-linear 4-bit scale. */
+/* The IQ formats: code books of sign-less vectors (iq_tables.c), signs stored apart, scales per 16
+ * or 32 elements; and IQ4, a non-linear 4-bit scale. */
 #include "rdu/kernels/quants.h"
 
 #include "rdu/kernels/half.h"

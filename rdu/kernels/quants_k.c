@@ -9,7 +9,8 @@
 void rdu_dequant_q2_k(const uint8_t *src, float *dst, size_t blocks)
 {
     for (; blocks > 0; blocks--, src += 84, dst += 256) {
-        float d = rdu_half_load(rdu_load_u16(src + 80)), dmin = rdu_half_load(rdu_load_u16(src + 82));
+        float d = rdu_half_load(rdu_load_u16(src + 80)),
+              dmin = rdu_half_load(rdu_load_u16(src + 82));
         for (unsigned sub = 0; sub < 16; sub++) {
             const uint8_t *q = src + 16 + sub / 8 * 32 + sub % 2 * 16;
             float scale = d * (float)(src[sub] & 15), min = dmin * (float)(src[sub] >> 4);
@@ -19,7 +20,8 @@ void rdu_dequant_q2_k(const uint8_t *src, float *dst, size_t blocks)
     }
 }
 
-/* 32 bytes of third bits (a clear bit subtracts 4), 64 bytes of 2-bit values, 12 bytes of scales, d. */
+/* 32 bytes of third bits (a clear bit subtracts 4), 64 bytes of 2-bit values, 12 bytes of scales,
+ * d. */
 void rdu_dequant_q3_k(const uint8_t *src, float *dst, size_t blocks)
 {
     for (; blocks > 0; blocks--, src += 110, dst += 256) {
@@ -67,15 +69,17 @@ void rdu_dequant_q5_k(const uint8_t *src, float *dst, size_t blocks)
                       rdu_half_load(rdu_load_u16(src + 2)), dst);
 }
 
-/* 128 bytes of low nibbles, 64 bytes of 2-bit tops, 16 signed scales, d. In each half of 128 elements
- * the runs of 32 take: low nibbles of bytes 0..31, of 32..63, then the high nibbles of both. */
+/* 128 bytes of low nibbles, 64 bytes of 2-bit tops, 16 signed scales, d. In each half of 128
+ * elements the runs of 32 take: low nibbles of bytes 0..31, of 32..63, then the high nibbles of
+ * both. */
 void rdu_dequant_q6_k(const uint8_t *src, float *dst, size_t blocks)
 {
     for (; blocks > 0; blocks--, src += 210, dst += 256) {
         float d = rdu_half_load(rdu_load_u16(src + 208));
         for (unsigned sub = 0; sub < 16; sub++) {
             unsigned half = sub / 8, run = sub / 2 % 4, k = sub % 2 * 16;
-            const uint8_t *low = src + half * 64 + run % 2 * 32 + k, *top = src + 128 + half * 32 + k;
+            const uint8_t *low = src + half * 64 + run % 2 * 32 + k,
+                          *top = src + 128 + half * 32 + k;
             float scale = d * (float)(int8_t)src[192 + sub];
             for (unsigned i = 0; i < 16; i++) {
                 int q = (low[i] >> (run / 2 * 4) & 15) | (top[i] >> (2 * run) & 3) << 4;

@@ -134,7 +134,8 @@ static rdu_quant_fn *const quant_fns[RDU_TYPES] = {
 static enum err_code check_quantizable(enum rdu_type type, const float *src, size_t cols,
                                        struct err *e)
 {
-    /* Largest magnitude whose scale still rounds to a finite f16 (65504 and less than half a step). */
+    /* Largest magnitude whose scale still rounds to a finite f16 (65504 and less than half a step).
+     */
     const double f16_max = 65519.0;
     double limit = type == RDU_Q8_0 ? f16_max * 127 : type == RDU_Q4_0 ? f16_max * 8 : f16_max;
     for (size_t i = 0; i < cols; i++) {
@@ -143,9 +144,8 @@ static enum err_code check_quantizable(enum rdu_type type, const float *src, siz
             return err_set(e, ERR_INVALID, "column %zu is %s: only finite values fit %s", i,
                            isnan(v) ? "not a number" : "infinite", infos[type].name);
         if (fabs(v) > limit)
-            return err_set(e, ERR_INVALID,
-                           "column %zu is %g: %s scales end at %g; use BF16 or F32", i, v,
-                           infos[type].name, limit);
+            return err_set(e, ERR_INVALID, "column %zu is %g: %s scales end at %g; use BF16 or F32",
+                           i, v, infos[type].name, limit);
     }
     return ERR_OK;
 }

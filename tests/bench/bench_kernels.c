@@ -1,6 +1,6 @@
 /* Speed of every leaf beside the limits measured in the same run: int8 and f32 multiply-add from
- * registers, reads from L2, L3 and memory. One thread, on its CPU clock (wall time on a shared machine
- * lies). CSV on stdout.
+ * registers, reads from L2, L3 and memory. One thread, on its CPU clock (wall time on a shared
+ * machine lies). CSV on stdout.
  *
  *   bench_kernels [--isa scalar|avx2|avx512] [--only SUBSTRING] [--ms N]
  *
@@ -19,7 +19,7 @@ struct bench {
     struct rdu_kernels k;
     const char *only;
     double rep_ns;
-    double int8_gops, f32_gflops;      /* of this instruction set */
+    double int8_gops, f32_gflops; /* of this instruction set */
     double l2_gbps, l3_gbps, ram_gbps;
     struct rng rng;
 };
@@ -45,8 +45,8 @@ static double measure(const struct bench *b, work_fn *work, void *ctx)
 }
 
 /* bytes or ops of 0 print as nothing; limit is the rate the share refers to. */
-static void report(const struct bench *b, const char *leaf, const char *shape, double ns, double bytes,
-                   double ops, double share, const char *limit)
+static void report(const struct bench *b, const char *leaf, const char *shape, double ns,
+                   double bytes, double ops, double share, const char *limit)
 {
     printf("%s,%s,%s,%.0f,", leaf, b->k.isa, shape, ns);
     if (bytes > 0)
@@ -87,10 +87,11 @@ __attribute__((target("avx2,fma"))) static void peak_f32_avx2(void *ctx)
     __m256 acc[PEAK_CHAINS], a = _mm256_set1_ps(0.5f), c = _mm256_set1_ps(1.0f);
     for (unsigned i = 0; i < PEAK_CHAINS; i++)
         acc[i] = _mm256_set1_ps((float)i);
-    for (unsigned r = 0; r < PEAK_ROUNDS; r++)
+    for (unsigned r = 0; r < PEAK_ROUNDS; r++) {
         UNROLL
         for (unsigned i = 0; i < PEAK_CHAINS; i++)
             acc[i] = _mm256_fmadd_ps(acc[i], a, c);
+    }
     for (unsigned i = 1; i < PEAK_CHAINS; i++)
         acc[0] = _mm256_add_ps(acc[0], acc[i]);
     *(float *)ctx = _mm256_cvtss_f32(acc[0]);
@@ -108,8 +109,8 @@ __attribute__((target("avx2"))) static void peak_int8_avx2(void *ctx)
             __m256i x = _mm256_xor_si256(acc[i], w);
             __m256i s = _mm256_add_epi16(_mm256_maddubs_epi16(w, x), _mm256_maddubs_epi16(x, w));
             x = _mm256_add_epi8(x, w);
-            s = _mm256_add_epi16(s, _mm256_add_epi16(_mm256_maddubs_epi16(w, x),
-                                                     _mm256_maddubs_epi16(x, w)));
+            s = _mm256_add_epi16(
+                s, _mm256_add_epi16(_mm256_maddubs_epi16(w, x), _mm256_maddubs_epi16(x, w)));
             acc[i] = _mm256_add_epi32(acc[i], _mm256_madd_epi16(s, one));
         }
     }
@@ -123,10 +124,11 @@ __attribute__((target("avx512f,avx512vl,avx512vnni"))) static void peak_int8_avx
     __m512i acc[PEAK_CHAINS], w = _mm512_set1_epi32(0x01020304);
     for (unsigned i = 0; i < PEAK_CHAINS; i++)
         acc[i] = _mm512_set1_epi32((int)i);
-    for (unsigned r = 0; r < PEAK_ROUNDS; r++)
+    for (unsigned r = 0; r < PEAK_ROUNDS; r++) {
         UNROLL
         for (unsigned i = 0; i < PEAK_CHAINS; i++)
             acc[i] = _mm512_dpbusd_epi32(acc[i], w, w);
+    }
     for (unsigned i = 1; i < PEAK_CHAINS; i++)
         acc[0] = _mm512_add_epi32(acc[0], acc[i]);
     *(int *)ctx = _mm512_cvtsi512_si32(acc[0]);
@@ -142,11 +144,12 @@ __attribute__((target("avx2"))) static void read_span(void *ctx)
 {
     struct span *s = ctx;
     __m256i acc[4] = {{0}};
-    for (size_t i = 0; i + 128 <= s->bytes; i += 128)
+    for (size_t i = 0; i + 128 <= s->bytes; i += 128) {
         UNROLL
         for (unsigned k = 0; k < 4; k++)
             acc[k] = _mm256_xor_si256(
                 acc[k], _mm256_loadu_si256((const __m256i *)(const void *)(s->data + i + 32 * k)));
+    }
     acc[0] = _mm256_xor_si256(_mm256_xor_si256(acc[0], acc[1]), _mm256_xor_si256(acc[2], acc[3]));
     s->sum = (uint64_t)_mm256_extract_epi64(acc[0], 0);
 }
@@ -184,8 +187,10 @@ static void measure_limits(struct bench *b)
 
 static void print_limits(const struct bench *b)
 {
-    printf("# isa %s; per core: int8 %.0f GOP/s, f32 %.1f GFLOP/s; read L2 %.1f, L3 %.1f, memory %.1f "
-           "GB/s\n", b->k.isa, b->int8_gops, b->f32_gflops, b->l2_gbps, b->l3_gbps, b->ram_gbps);
+    printf(
+        "# isa %s; per core: int8 %.0f GOP/s, f32 %.1f GFLOP/s; read L2 %.1f, L3 %.1f, memory %.1f "
+        "GB/s\n",
+        b->k.isa, b->int8_gops, b->f32_gflops, b->l2_gbps, b->l3_gbps, b->ram_gbps);
     printf("leaf,isa,shape,ns,gb_per_s,gop_per_s,share,limit\n");
 }
 
@@ -207,8 +212,8 @@ static void run_linear(void *ctx)
     if (l->q8)
         l->k->mm_q8[l->type](l->w, l->cols, 0, l->rows / 8, &l->x, l->tokens, l->y, l->rows, false);
     else
-        l->k->mm_f32[l->type](l->w, l->cols, 0, l->rows / 8, l->f, l->cols, l->tokens, l->y, l->rows,
-                              false);
+        l->k->mm_f32[l->type](l->w, l->cols, 0, l->rows / 8, l->f, l->cols, l->tokens, l->y,
+                              l->rows, false);
 }
 
 static void *aligned(size_t bytes)
@@ -220,8 +225,8 @@ static void *aligned(size_t bytes)
     return p;
 }
 
-/* Packed random weights whose f16 scales are ordinary numbers: Q8_0 rows requantised where the type can
- * be written, else random bytes with small exponents. */
+/* Packed random weights whose f16 scales are ordinary numbers: Q8_0 rows requantised where the type
+ * can be written, else random bytes with small exponents. */
 static uint8_t *random_weights(struct bench *b, enum rdu_type type, uint32_t rows, uint32_t cols)
 {
     size_t bytes = rdu_pack_bytes(type, rows, cols);
@@ -243,7 +248,8 @@ static void bench_linear(struct bench *b, enum rdu_type type, bool q8, uint32_t 
     snprintf(shape, sizeof shape, "%ux%u", rows, cols);
     if (!wanted(b, leaf, shape) || (q8 && b->k.mm_q8[type] == NULL))
         return;
-    struct linear l = {&b->k, type, q8, rows, cols, tokens, .w = random_weights(b, type, rows, cols)};
+    struct linear l = {
+        &b->k, type, q8, rows, cols, tokens, .w = random_weights(b, type, rows, cols)};
     l.x.q_stride = ((size_t)cols + 63) / 64 * 64;
     l.x.b_stride = ((size_t)cols / 32 + 15) / 16 * 16;
     l.x.q = aligned(l.x.q_stride * tokens);
@@ -254,8 +260,8 @@ static void bench_linear(struct bench *b, enum rdu_type type, bool q8, uint32_t 
     for (size_t i = 0; i < (size_t)cols * tokens; i++)
         l.f[i] = (float)(rng_f64(&b->rng) * 2 - 1);
     for (uint32_t t = 0; t < tokens; t++)
-        b->k.quantize(l.f + (size_t)t * cols, cols, l.x.q + t * l.x.q_stride, l.x.d + t * l.x.b_stride,
-                      l.x.s + t * l.x.b_stride);
+        b->k.quantize(l.f + (size_t)t * cols, cols, l.x.q + t * l.x.q_stride,
+                      l.x.d + t * l.x.b_stride, l.x.s + t * l.x.b_stride);
     double ns = measure(b, run_linear, &l), bytes = (double)rdu_pack_bytes(type, rows, cols);
     double ops = 2.0 * rows * cols * tokens, peak = q8 ? b->int8_gops : b->f32_gflops;
     double rate = bytes > 24e6 ? b->ram_gbps : bytes > 768e3 ? b->l3_gbps : b->l2_gbps;
@@ -276,9 +282,9 @@ static void bench_linears(struct bench *b)
 {
     static const enum rdu_type q8_types[] = {RDU_Q4_1, RDU_Q8_0, RDU_Q4_0, RDU_Q5_0, RDU_Q5_1,
                                              RDU_Q4_K, RDU_Q5_K, RDU_Q6_K, RDU_Q3_K, RDU_Q2_K};
-    static const enum rdu_type f32_types[] = {RDU_F32,  RDU_F16,  RDU_BF16,   RDU_Q4_1, RDU_Q8_0,
-                                              RDU_Q4_K, RDU_Q6_K, RDU_IQ4_XS, RDU_IQ2_XXS,
-                                              RDU_IQ3_S, RDU_IQ1_S, RDU_TQ1_0};
+    static const enum rdu_type f32_types[] = {RDU_F32,     RDU_F16,   RDU_BF16,  RDU_Q4_1,
+                                              RDU_Q8_0,    RDU_Q4_K,  RDU_Q6_K,  RDU_IQ4_XS,
+                                              RDU_IQ2_XXS, RDU_IQ3_S, RDU_IQ1_S, RDU_TQ1_0};
     static const uint32_t tokens[] = {1, 2, 4, 8, 16, 32, 128, 512};
     for (unsigned i = 0; i < BASE_COUNT(q8_types); i++) {
         /* L2, L3 and memory for one token; then a layer-sized matrix. */
@@ -303,7 +309,8 @@ static void bench_linears(struct bench *b)
     }
 }
 
-/* ---- attention --------------------------------------------------------------------------------- */
+/* ---- attention ---------------------------------------------------------------------------------
+ */
 
 #define ATTN_TOKENS_MAX 8
 
@@ -324,8 +331,8 @@ static void run_attention(void *ctx)
     at->k->attn_tile[at->type](at->a, at->tokens);
 }
 
-static void bench_attention(struct bench *b, enum rdu_kv_type type, uint32_t heads, uint32_t head_dim,
-                            uint32_t context, uint32_t tokens)
+static void bench_attention(struct bench *b, enum rdu_kv_type type, uint32_t heads,
+                            uint32_t head_dim, uint32_t context, uint32_t tokens)
 {
     char shape[64], leaf[64];
     snprintf(leaf, sizeof leaf, "attn_%s_t%u", type == RDU_KV_F16 ? "f16" : "f32", tokens);
@@ -346,14 +353,22 @@ static void bench_attention(struct bench *b, enum rdu_kv_type type, uint32_t hea
     struct attention at = {&b->k, type, tokens, .a = {{0}}};
     size_t width = (size_t)heads * head_dim;
     float *q = mem_array(tokens * width, sizeof *q), *o = mem_array(tokens * width, sizeof *o);
-    float *m = mem_array((size_t)tokens * heads, sizeof *m), *l = mem_array((size_t)tokens * heads, sizeof *l);
+    float *m = mem_array((size_t)tokens * heads, sizeof *m),
+          *l = mem_array((size_t)tokens * heads, sizeof *l);
     for (size_t i = 0; i < tokens * width; i++)
         q[i] = (float)(rng_f64(&b->rng) * 2 - 1);
     for (uint32_t t = 0; t < tokens; t++)
         at.a[t] = (struct rdu_attn_args){
-            .q = q + t * width, .block = block, .heads = heads, .head_dim = head_dim,
-            .block_to = blocks, .pos_to = context - tokens + 1 + t, .scale = 0.125f,
-            .m = m + t * heads, .l = l + t * heads, .o = o + t * width,
+            .q = q + t * width,
+            .block = block,
+            .heads = heads,
+            .head_dim = head_dim,
+            .block_to = blocks,
+            .pos_to = context - tokens + 1 + t,
+            .scale = 0.125f,
+            .m = m + t * heads,
+            .l = l + t * heads,
+            .o = o + t * width,
         };
     double ns = measure(b, run_attention, &at), ops = 4.0 * (double)width * context * tokens;
     report(b, leaf, shape, ns, (double)block_bytes * blocks, ops, ops / ns / b->f32_gflops, "f32");
@@ -366,7 +381,8 @@ static void bench_attention(struct bench *b, enum rdu_kv_type type, uint32_t hea
     free(o);
 }
 
-/* ---- rows -------------------------------------------------------------------------------------- */
+/* ---- rows --------------------------------------------------------------------------------------
+ */
 
 struct row {
     const struct rdu_kernels *k;
@@ -433,11 +449,16 @@ static void bench_rows(struct bench *b)
         uint32_t n;
         double bytes_per_elem;
     } ops[] = {
-        {"rms_norm", run_norm, 576, 12},      {"rms_norm", run_norm, 4096, 12},
-        {"quantize", run_quantize, 576, 5},   {"quantize", run_quantize, 4096, 5},
-        {"silu_mul", run_silu, 1536, 12},     {"gelu_mul", run_gelu, 1536, 12},
-        {"add", run_add, 576, 12},            {"rope_pairs", run_rope_pairs, 576, 8},
-        {"rope_halves", run_rope_halves, 576, 8}, {"argmax", run_argmax, 49152, 4},
+        {"rms_norm", run_norm, 576, 12},
+        {"rms_norm", run_norm, 4096, 12},
+        {"quantize", run_quantize, 576, 5},
+        {"quantize", run_quantize, 4096, 5},
+        {"silu_mul", run_silu, 1536, 12},
+        {"gelu_mul", run_gelu, 1536, 12},
+        {"add", run_add, 576, 12},
+        {"rope_pairs", run_rope_pairs, 576, 8},
+        {"rope_halves", run_rope_halves, 576, 8},
+        {"argmax", run_argmax, 49152, 4},
     };
     for (unsigned i = 0; i < BASE_COUNT(ops); i++) {
         char shape[32];
@@ -445,8 +466,8 @@ static void bench_rows(struct bench *b)
         snprintf(shape, sizeof shape, "n %u", n);
         if (!wanted(b, ops[i].name, shape))
             continue;
-        struct row r = {&b->k, n, aligned(n * 4), aligned(n * 4), aligned(n * 4), aligned(n),
-                        aligned(n), aligned(n)};
+        struct row r = {&b->k,          n,          aligned(n * 4), aligned(n * 4),
+                        aligned(n * 4), aligned(n), aligned(n),     aligned(n)};
         for (uint32_t k = 0; k < n; k++) {
             r.x[k] = (float)(rng_f64(&b->rng) * 2 - 1);
             r.w[k] = (float)(rng_f64(&b->rng) * 0.5);

@@ -5,8 +5,9 @@
 
 #define TILE 8
 
-/* Columns [col, col + n) of a group as [n][8] f32; col and n stay inside one raw block unless the type
- * has blocks of one element. `values` caches the decoded super-block [8][256] between its runs. */
+/* Columns [col, col + n) of a group as [n][8] f32; col and n stay inside one raw block unless the
+ * type has blocks of one element. `values` caches the decoded super-block [8][256] between its
+ * runs. */
 static void load_run(enum rdu_type type, const uint8_t *group, size_t col, unsigned n,
                      float (*values)[RDU_BLOCK_ELEMS_MAX], float (*ret)[RDU_GROUP])
 {
@@ -97,14 +98,14 @@ DEFINE_MM(mm_tq2_0, RDU_TQ2_0)
 void REF(rdu_ref_mm_f32)(struct rdu_kernels *k)
 {
     static rdu_mm_f32_fn *const fns[RDU_TYPES] = {
-        [RDU_F32] = mm_f32_,        [RDU_F16] = mm_f16,         [RDU_BF16] = mm_bf16,
-        [RDU_Q4_0] = mm_q4_0,       [RDU_Q4_1] = mm_q4_1,       [RDU_Q5_0] = mm_q5_0,
-        [RDU_Q5_1] = mm_q5_1,       [RDU_Q8_0] = mm_q8_0,       [RDU_Q2_K] = mm_q2_k,
-        [RDU_Q3_K] = mm_q3_k,       [RDU_Q4_K] = mm_q4_k,       [RDU_Q5_K] = mm_q5_k,
-        [RDU_Q6_K] = mm_q6_k,       [RDU_IQ1_S] = mm_iq1_s,     [RDU_IQ2_XXS] = mm_iq2_xxs,
-        [RDU_IQ2_XS] = mm_iq2_xs,   [RDU_IQ2_S] = mm_iq2_s,     [RDU_IQ3_XXS] = mm_iq3_xxs,
-        [RDU_IQ3_S] = mm_iq3_s,     [RDU_IQ4_NL] = mm_iq4_nl,   [RDU_IQ4_XS] = mm_iq4_xs,
-        [RDU_TQ1_0] = mm_tq1_0,     [RDU_TQ2_0] = mm_tq2_0,
+        [RDU_F32] = mm_f32_,      [RDU_F16] = mm_f16,       [RDU_BF16] = mm_bf16,
+        [RDU_Q4_0] = mm_q4_0,     [RDU_Q4_1] = mm_q4_1,     [RDU_Q5_0] = mm_q5_0,
+        [RDU_Q5_1] = mm_q5_1,     [RDU_Q8_0] = mm_q8_0,     [RDU_Q2_K] = mm_q2_k,
+        [RDU_Q3_K] = mm_q3_k,     [RDU_Q4_K] = mm_q4_k,     [RDU_Q5_K] = mm_q5_k,
+        [RDU_Q6_K] = mm_q6_k,     [RDU_IQ1_S] = mm_iq1_s,   [RDU_IQ2_XXS] = mm_iq2_xxs,
+        [RDU_IQ2_XS] = mm_iq2_xs, [RDU_IQ2_S] = mm_iq2_s,   [RDU_IQ3_XXS] = mm_iq3_xxs,
+        [RDU_IQ3_S] = mm_iq3_s,   [RDU_IQ4_NL] = mm_iq4_nl, [RDU_IQ4_XS] = mm_iq4_xs,
+        [RDU_TQ1_0] = mm_tq1_0,   [RDU_TQ2_0] = mm_tq2_0,
     };
     for (unsigned i = 0; i < RDU_TYPES; i++)
         k->mm_f32[i] = fns[i];

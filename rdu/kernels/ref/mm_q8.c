@@ -46,7 +46,8 @@ static void mm_q8(enum rdu_type type, const void *w, uint32_t cols, uint32_t gro
             for (size_t i = 0; i < blocks * runs; i++) {
                 for (unsigned r = 0; r < RDU_GROUP; r++) {
                     struct rdu_run run;
-                    rdu_packed_run(type, group + i / runs * packed_bytes, r, (unsigned)(i % runs), &run);
+                    rdu_packed_run(type, group + i / runs * packed_bytes, r, (unsigned)(i % runs),
+                                   &run);
                     run_times_tokens(&run, has_min, split_min, x, i, t0, tokens, acc[r]);
                 }
             }

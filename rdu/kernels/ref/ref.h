@@ -1,5 +1,6 @@
-/* The scalar reference. Plain C, compiled twice: for the baseline and, on x86-64, once more with fused
- * multiply-add as an instruction; same source, same bits. RDU_REF is the suffix of the build. */
+/* The scalar reference. Plain C, compiled twice: for the baseline and, on x86-64, once more with
+ * fused multiply-add as an instruction; same source, same bits. RDU_REF is the suffix of the build.
+ */
 #ifndef SWITCHYARD_RDU_KERNELS_REF_H
 #define SWITCHYARD_RDU_KERNELS_REF_H
 

@@ -74,8 +74,8 @@ X86_INLINE vec vec_max(vec a, vec b)
 
 X86_INLINE vec vec_visible(vec v, vec fill, unsigned base, uint32_t from, uint32_t to)
 {
-    __m256i lane = _mm256_add_epi32(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7),
-                                    _mm256_set1_epi32((int)base));
+    __m256i lane =
+        _mm256_add_epi32(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), _mm256_set1_epi32((int)base));
     __m256i before = _mm256_cmpgt_epi32(_mm256_set1_epi32((int)from), lane);
     __m256i inside = _mm256_cmpgt_epi32(_mm256_set1_epi32((int)to), lane);
     return _mm256_blendv_ps(fill, v, _mm256_castsi256_ps(_mm256_andnot_si256(before, inside)));
@@ -99,7 +99,8 @@ X86_INLINE float load_one(enum rdu_kv_type type, const uint8_t *p)
 X86_INLINE void exp_pairs(float *x)
 {
     _mm256_storeu_ps(x, exp_ps(_mm256_loadu_ps(x)));
-    _mm_storeu_ps(x + 8, _mm256_castps256_ps128(exp_ps(_mm256_castps128_ps256(_mm_loadu_ps(x + 8)))));
+    _mm_storeu_ps(x + 8,
+                  _mm256_castps256_ps128(exp_ps(_mm256_castps128_ps256(_mm_loadu_ps(x + 8)))));
 }
 
 /* Lanes j and j + 8 of sum16 come together here. */
@@ -113,7 +114,8 @@ X86_INLINE vec combine(bool max, vec a, vec b)
     return max ? _mm256_max_ps(a, b) : _mm256_add_ps(a, b);
 }
 
-/* Lane j with j + 4, then j + 2, then j + 1, of 6 rows at once; what is added to 8 rows is repeated. */
+/* Lane j with j + 4, then j + 2, then j + 1, of 6 rows at once; what is added to 8 rows is
+ * repeated. */
 X86_INLINE void reduce_rows(bool max, const vec *v, float *ret)
 {
     vec u[4], w[2];

@@ -1,5 +1,6 @@
-/* Attention of several tokens on AVX-512: 16 positions or dimensions per vector. One token stays with
- * AVX2, whose shorter vectors keep more chains in flight (3 heads of 64: 76 against 70 GFLOP/s). */
+/* Attention of several tokens on AVX-512: 16 positions or dimensions per vector. One token stays
+ * with AVX2, whose shorter vectors keep more chains in flight (3 heads of 64: 76 against 70
+ * GFLOP/s). */
 #include "rdu/kernels/x86/vmath_avx512.h"
 
 #include <math.h>
@@ -126,8 +127,8 @@ X86_INLINE void reduce_rows(bool max, const vec *v, float *ret)
     vec x = combine(max, _mm512_shuffle_ps(w[0], w[1], 0x44), _mm512_shuffle_ps(w[0], w[1], 0xee));
     x = combine(max, x, _mm512_permute_ps(x, 0xb1));
     /* Quarter k: row k in its first lane, row k + 4 in its third. */
-    x = _mm512_permutexvar_ps(
-        _mm512_setr_epi32(0, 4, 8, 12, 2, 6, 10, 14, 0, 0, 0, 0, 0, 0, 0, 0), x);
+    x = _mm512_permutexvar_ps(_mm512_setr_epi32(0, 4, 8, 12, 2, 6, 10, 14, 0, 0, 0, 0, 0, 0, 0, 0),
+                              x);
     _mm256_storeu_ps(ret, _mm512_castps512_ps256(x));
 }
 

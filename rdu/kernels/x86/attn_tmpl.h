@@ -1,18 +1,21 @@
 /* Attention, rule 9 of rdu/README.md, for both x86 instruction sets. The includer defines
- *   vec, VEC (lanes), ROWS_MAX, and for R rows as constants: score_vecs(R) (vectors of positions per
- *   pass over K), score_blocks(R) (blocks per pass), value_vecs(R) (vectors of o per pass over V),
- *   vec_zero, vec_set1, vec_load, vec_store, vec_sub, vec_mul, vec_div, vec_fma,
- *   vec_max (a > b ? a : b), vec_visible(v, fill, base, from, to): lanes base + i outside [from, to)
- *   replaced by `fill`, load_kv(type, p), load_one(type, p), exp_ps, tanh_ps,
- *   exp_pairs(x): exp in place of 2 * ROWS_MAX floats,
- *   vec_fold(v): the VECS vectors of 32 slots to the 16 lanes of sum16, or as far as one vector goes,
- *   sum_lanes(v, ret), max_lanes(v, ret): ROWS_MAX vectors to a number each, sum16's tree for the sum.
+ * - vec, VEC (lanes), ROWS_MAX, BLOCKS_MAX, VALUE_VECS_MAX;
+ * - for R rows as constants: score_vecs(R), vectors of positions per pass over K, score_blocks(R),
+ *   blocks per pass, value_vecs(R), vectors of o per pass over V;
+ * - vec_zero, vec_set1, vec_load, vec_store, vec_sub, vec_mul, vec_div, vec_fma, exp_ps, tanh_ps;
+ * - vec_max(a, b): a > b ? a : b;
+ * - vec_visible(v, fill, base, from, to): lanes base + i outside [from, to) replaced by `fill`;
+ * - load_kv(type, p), load_one(type, p);
+ * - exp_pairs(x): exp in place of 2 * ROWS_MAX floats;
+ * - vec_fold(v): the vectors of 32 slots to the 16 lanes of sum16, or as far as one vector goes;
+ * - sum_lanes(v, ret), max_lanes(v, ret): ROWS_MAX vectors to a number each, the sum by sum16's
+ * tree.
  *
- * A row is one head of one token. Rows that share a kv head go through K and V together: positions in
- * the lanes for the scores, dimensions for the values, one fused multiply-add per (dimension, row,
- * vector). Scores of invisible positions are computed from whatever memory holds and then replaced;
- * values of invisible positions are not read. A row's own order of operations does not depend on the
- * rows beside it.
+ * A row is one head of one token. Rows that share a kv head go through K and V together: positions
+ * in the lanes for the scores, dimensions for the values, one fused multiply-add per (dimension,
+ * row, vector). Scores of invisible positions are computed from whatever memory holds and then
+ * replaced; values of invisible positions are not read. A row's own order of operations does not
+ * depend on the rows beside it.
  *
  * The two inner loops are functions of their own: inlined into the rest, gcc spills their
  * accumulators. */
@@ -67,10 +70,11 @@ X86_INLINE void scores_part(enum rdu_kv_type type, const unsigned R, const unsig
     for (unsigned b = 0; b < B; b++) {
         keys[b] = blocks[b] + v0 * step;
         X86_UNROLL
-        for (unsigned r = 0; r < R; r++)
+        for (unsigned r = 0; r < R; r++) {
             X86_UNROLL
             for (unsigned v = 0; v < V; v++)
                 acc[b][r][v] = vec_zero();
+        }
     }
     for (uint32_t d = 0; d < head_dim; d++) {
         /* The fewer operands wait in registers, the others pass through one. */
@@ -101,12 +105,14 @@ X86_INLINE void scores_part(enum rdu_kv_type type, const unsigned R, const unsig
         }
     }
     X86_UNROLL
-    for (unsigned b = 0; b < B; b++)
+    for (unsigned b = 0; b < B; b++) {
         X86_UNROLL
-        for (unsigned r = 0; r < R; r++)
+        for (unsigned r = 0; r < R; r++) {
             X86_UNROLL
             for (unsigned v = 0; v < V; v++)
                 vec_store(s[b][r] + (v0 + v) * VEC, acc[b][r][v]);
+        }
+    }
 }
 
 X86_INLINE void scores(enum rdu_kv_type type, const unsigned R, const struct row *rows,
@@ -150,8 +156,8 @@ X86_INLINE vec soften(const float *s, float max, struct range visible, float *p)
     return vec_fold(v);
 }
 
-/* Weights of R rows over one block; updates m and l, leaves the factors for o. Reductions and the exps
- * of the factors are taken for all rows together. */
+/* Weights of R rows over one block; updates m and l, leaves the factors for o. Reductions and the
+ * exps of the factors are taken for all rows together. */
 X86_INLINE void weigh(const unsigned R, const struct rdu_attn_args *a, const struct row *rows,
                       float (*s)[RDU_KV_BLOCK], struct piece *piece)
 {
@@ -217,8 +223,8 @@ X86_INLINE void add_position(enum rdu_kv_type type, const unsigned R, const unsi
     }
 }
 
-/* D vectors of o of R rows from dimension `dim` on. Slots that only some rows see are added row by row:
- * zero times what another token stored there might not be zero. */
+/* D vectors of o of R rows from dimension `dim` on. Slots that only some rows see are added row by
+ * row: zero times what another token stored there might not be zero. */
 X86_INLINE void values(enum rdu_kv_type type, const unsigned R, const unsigned D,
                        const struct piece *piece, const struct row *rows, const uint8_t *v,
                        uint32_t head_dim, uint32_t dim)
@@ -226,10 +232,11 @@ X86_INLINE void values(enum rdu_kv_type type, const unsigned R, const unsigned D
     const size_t step = VEC * kv_bytes(type);
     vec acc[ROWS_MAX][VALUE_VECS_MAX];
     X86_UNROLL
-    for (unsigned r = 0; r < R; r++)
+    for (unsigned r = 0; r < R; r++) {
         X86_UNROLL
         for (unsigned d = 0; d < D; d++)
             acc[r][d] = vec_zero();
+    }
     uint32_t t = piece->any.from;
     while (t < piece->any.to) {
         for (; t >= piece->common.from && t < piece->common.to; t++) {
@@ -245,7 +252,8 @@ X86_INLINE void values(enum rdu_kv_type type, const unsigned R, const unsigned D
                 continue;
             X86_UNROLL
             for (unsigned d = 0; d < D; d++)
-                acc[r][d] = vec_fma(vec_set1(piece->p[r][t]), load_kv(type, at + d * step), acc[r][d]);
+                acc[r][d] =
+                    vec_fma(vec_set1(piece->p[r][t]), load_kv(type, at + d * step), acc[r][d]);
         }
         t++;
     }
@@ -322,12 +330,13 @@ typedef void values_fn(const struct piece *piece, const struct row *rows, const 
 #define DEFINE_LOOPS(name, type, R)                                                                \
     static __attribute__((noinline)) void scores_##name(const struct row *rows, uint32_t head_dim, \
                                                         const uint8_t *const *blocks,              \
-                                                        float (*s)[ROWS_MAX][RDU_KV_BLOCK])        \
+                                                        float(*s)[ROWS_MAX][RDU_KV_BLOCK])         \
     {                                                                                              \
         scores(type, R, rows, head_dim, blocks, s);                                                \
     }                                                                                              \
-    static __attribute__((noinline)) void values_##name(                                           \
-        const struct piece *piece, const struct row *rows, const uint8_t *block, uint32_t head_dim) \
+    static __attribute__((noinline)) void values_##name(const struct piece *piece,                 \
+                                                        const struct row *rows,                    \
+                                                        const uint8_t *block, uint32_t head_dim)   \
     {                                                                                              \
         all_values(type, R, piece, rows, block, head_dim);                                         \
     }

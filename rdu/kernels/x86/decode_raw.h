@@ -1,5 +1,5 @@
-/* Formats kept as raw blocks (IQ1, IQ2, IQ3, TQ): eight neighbouring columns of one row to f32, as the
- * functions of quants_iq.c and quants_tq.c do it, and eight rows of them as columns. */
+/* Formats kept as raw blocks (IQ1, IQ2, IQ3, TQ): eight neighbouring columns of one row to f32, as
+ * the functions of quants_iq.c and quants_tq.c do it, and eight rows of them as columns. */
 #ifndef SWITCHYARD_RDU_KERNELS_DECODE_RAW_H
 #define SWITCHYARD_RDU_KERNELS_DECODE_RAW_H
 
@@ -44,7 +44,8 @@ X86_INLINE __m256 scaled_grid2(uint16_t entry, uint32_t signs, float scale)
 }
 
 /* Two neighbouring entries of 4 codes. */
-X86_INLINE __m256 scaled_grid3(uint32_t first, uint32_t second, bool xxs, uint32_t signs, float scale)
+X86_INLINE __m256 scaled_grid3(uint32_t first, uint32_t second, bool xxs, uint32_t signs,
+                               float scale)
 {
     const __m256 table = xxs ? _mm256_setr_ps(4, 12, 20, 28, 36, 44, 52, 62)
                              : _mm256_setr_ps(1, 3, 5, 7, 9, 11, 13, 15);
@@ -173,7 +174,8 @@ X86_INLINE void transpose_8(__m256 *v)
     }
 }
 
-/* Eight raw blocks, one per row and after the other, to [256 columns][8 rows]; `stride` in floats. */
+/* Eight raw blocks, one per row and after the other, to [256 columns][8 rows]; `stride` in floats.
+ */
 X86_INLINE void decode_blocks(enum rdu_type type, const uint8_t *packed, size_t block_bytes,
                               float *out, size_t stride)
 {

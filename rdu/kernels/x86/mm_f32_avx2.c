@@ -52,8 +52,9 @@ X86_INLINE void open_columns(enum rdu_type type, const uint8_t *a, const uint8_t
     unpack(type, &packed, run, &w);
     X86_UNROLL
     for (unsigned j = 0; j < 8; j++)
-        c->q[j] = rdu_offset(type) ? _mm256_sub_epi8(w.q[j], _mm256_set1_epi8((char)rdu_offset(type)))
-                                   : w.q[j];
+        c->q[j] = rdu_offset(type)
+                      ? _mm256_sub_epi8(w.q[j], _mm256_set1_epi8((char)rdu_offset(type)))
+                      : w.q[j];
     X86_UNROLL
     for (unsigned i = 0; i < 2; i++) {
         vec d = rdu_has_half_scales(type) ? _mm256_mul_ps(w.d, w.sc[i]) : w.d;
@@ -63,12 +64,13 @@ X86_INLINE void open_columns(enum rdu_type type, const uint8_t *a, const uint8_t
     }
 }
 
-/* A byte moved to the top of its row's word is 2^24 times its value: the scale takes that back, exactly,
- * so no sign extension is needed. */
+/* A byte moved to the top of its row's word is 2^24 times its value: the scale takes that back,
+ * exactly, so no sign extension is needed. */
 X86_INLINE vec column(enum rdu_type type, const struct columns *c, unsigned j, unsigned k)
 {
     const __m256i low = _mm256_set1_epi32((int)(0x00808080u | k << 24));
-    const __m256i row = _mm256_setr_epi32(0, 4 << 24, 8 << 24, 12 << 24, 0, 4 << 24, 8 << 24, 12 << 24);
+    const __m256i row =
+        _mm256_setr_epi32(0, 4 << 24, 8 << 24, 12 << 24, 0, 4 << 24, 8 << 24, 12 << 24);
     __m256i top = _mm256_shuffle_epi8(c->q[j], _mm256_add_epi32(low, row));
     vec v = _mm256_mul_ps(c->scale[j / 4], _mm256_cvtepi32_ps(top));
     return rdu_has_min(type) ? _mm256_add_ps(v, c->m[j / 4]) : v;

@@ -51,8 +51,9 @@ X86_INLINE void open_columns(enum rdu_type type, const uint8_t *a, const uint8_t
     unpack(type, &packed, run, &w);
     X86_UNROLL
     for (unsigned j = 0; j < 8; j++)
-        c->q[j] = rdu_offset(type) ? _mm512_sub_epi8(w.q[j], _mm512_set1_epi8((char)rdu_offset(type)))
-                                   : w.q[j];
+        c->q[j] = rdu_offset(type)
+                      ? _mm512_sub_epi8(w.q[j], _mm512_set1_epi8((char)rdu_offset(type)))
+                      : w.q[j];
     X86_UNROLL
     for (unsigned i = 0; i < 2; i++) {
         vec d = rdu_has_half_scales(type) ? _mm512_mul_ps(w.d, w.sc[i]) : w.d;
@@ -62,8 +63,8 @@ X86_INLINE void open_columns(enum rdu_type type, const uint8_t *a, const uint8_t
     }
 }
 
-/* A byte moved to the top of its row's word is 2^24 times its value: the scale takes that back, exactly,
- * so no sign extension is needed. */
+/* A byte moved to the top of its row's word is 2^24 times its value: the scale takes that back,
+ * exactly, so no sign extension is needed. */
 X86_INLINE vec column(enum rdu_type type, const struct columns *c, unsigned j, unsigned k)
 {
     const __m512i low = _mm512_set1_epi32((int)(0x00808080u | k << 24));

@@ -1,14 +1,17 @@
-/* y = W x with f32 activations, rule 5 of rdu/README.md, for both x86 instruction sets. The includer
- * defines the vector:
- *   vec, VEC_GROUPS (row groups per vector), vec_zero, vec_set1, vec_load, vec_store, vec_add, vec_fma,
- *   struct columns, open_columns(type, a, b, run, c): one run of 32 columns of VEC_GROUPS groups,
- *   column(type, c, j, k): its column 4 j + k in f32; PANEL_TOKENS (tile of tokens over a panel).
+/* y = W x with f32 activations, rule 5 of rdu/README.md, for both x86 instruction sets. The
+ * includer defines
+ * - vec, VEC_GROUPS (row groups per vector), vec_zero, vec_set1, vec_load, vec_store, vec_add,
+ *   vec_fma;
+ * - struct columns and open_columns(type, a, b, run, c): one run of 32 columns of the vector's
+ *   groups, whose packed blocks are a and b;
+ * - column(type, c, j, k): its column 4 j + k in f32;
+ * - PANEL_TOKENS (tile of tokens over a panel).
  *
- * Many tokens: weights are decoded into a panel [columns][rows] once per TOKENS_BLOCK tokens; a tile of
- * tokens then runs down the panel with rows in the lanes, one fused multiply-add per (column, token,
- * vector), two vectors of rows in flight. Few tokens: weights go from memory through registers into the
- * multiply-adds. The runs of a row are chains of their own, so one group alone (a low-rank adapter) can
- * keep eight of them in flight. */
+ * Many tokens: weights are decoded into a panel [columns][rows] once per TOKENS_BLOCK tokens; a
+ * tile of tokens then runs down the panel with rows in the lanes, one fused multiply-add per
+ * (column, token, vector), two vectors of rows in flight. Few tokens: weights go from memory
+ * through registers into the multiply-adds. The runs of a row are chains of their own, so one group
+ * alone (a low-rank adapter) can keep eight of them in flight. */
 
 #include "rdu/kernels/x86/decode_raw.h"
 
@@ -20,7 +23,7 @@
 #define CHAINS 8     /* multiply-adds in flight without a panel */
 #define FEW_TOKENS 7 /* up to here a panel does not pay */
 #ifndef RUNS_MAX
-#define RUNS_MAX 2   /* quantised runs in flight for one token */
+#define RUNS_MAX 2 /* quantised runs in flight for one token */
 #endif
 
 struct panel {
@@ -55,7 +58,8 @@ X86_INLINE size_t float_bytes(enum rdu_type type)
 }
 
 /* Raw blocks: all have 256 columns. */
-X86_INLINE void fill_raw(enum rdu_type type, const uint8_t *group, uint32_t col, unsigned n, float *out)
+X86_INLINE void fill_raw(enum rdu_type type, const uint8_t *group, uint32_t col, unsigned n,
+                         float *out)
 {
     const size_t block_bytes = rdu_type_info(type)->block_bytes;
     for (unsigned k = 0; k < n; k += 256)
@@ -69,10 +73,11 @@ X86_INLINE void fill_run(enum rdu_type type, const uint8_t *a, const uint8_t *b,
     struct columns c;
     open_columns(type, a, b, run, &c);
     X86_UNROLL
-    for (unsigned j = 0; j < 8; j++)
+    for (unsigned j = 0; j < 8; j++) {
         X86_UNROLL
         for (unsigned k = 0; k < 4; k++)
             vec_store(out + (size_t)(4 * j + k) * PANEL_ROWS, column(type, &c, j, k));
+    }
 }
 
 /* Columns [col, col + n) of `groups` groups from `g` on into the panel; what a last vector lacks is
@@ -117,10 +122,11 @@ X86_INLINE void multiply(const unsigned T, const unsigned V, const float *w, uns
         unsigned to = BASE_MIN(from + RDU_RUN, n);
         vec p[PANEL_TOKENS][VECS_MAX];
         X86_UNROLL
-        for (unsigned t = 0; t < T; t++)
+        for (unsigned t = 0; t < T; t++) {
             X86_UNROLL
             for (unsigned v = 0; v < V; v++)
                 p[t][v] = vec_zero();
+        }
         for (unsigned i = from; i < to; i++) {
             vec row[VECS_MAX];
             X86_UNROLL
@@ -135,13 +141,14 @@ X86_INLINE void multiply(const unsigned T, const unsigned V, const float *w, uns
             }
         }
         X86_UNROLL
-        for (unsigned t = 0; t < T; t++)
+        for (unsigned t = 0; t < T; t++) {
             X86_UNROLL
             for (unsigned v = 0; v < V; v++) {
                 float *at = acc + t * PANEL_ROWS + v * VEC_ROWS;
                 vec sum = first && from == 0 ? vec_zero() : vec_load(at);
                 vec_store(at, vec_add(sum, p[t][v]));
             }
+        }
     }
 }
 
@@ -184,12 +191,13 @@ X86_INLINE void block(enum rdu_type type, const struct call *c, struct panel *pa
     }
 }
 
-/* ---- few tokens ------------------------------------------------------------------------------- */
+/* ---- few tokens -------------------------------------------------------------------------------
+ */
 
 /* S runs (or part of one, if n < 32) of G groups of float weights times T tokens, onto acc. */
-X86_INLINE void stream_runs(enum rdu_type type, const unsigned G, const unsigned T, const unsigned S,
-                            const struct call *c, const uint8_t *w, const float *x, unsigned n,
-                            __m256 (*acc)[CHAINS])
+X86_INLINE void stream_runs(enum rdu_type type, const unsigned G, const unsigned T,
+                            const unsigned S, const struct call *c, const uint8_t *w,
+                            const float *x, unsigned n, __m256 (*acc)[CHAINS])
 {
     const size_t step = RDU_GROUP * float_bytes(type);
     __m256 p[CHAINS];
@@ -214,10 +222,11 @@ X86_INLINE void stream_runs(enum rdu_type type, const unsigned G, const unsigned
         }
     }
     X86_UNROLL
-    for (unsigned i = 0; i < G * T; i++)
+    for (unsigned i = 0; i < G * T; i++) {
         X86_UNROLL
         for (unsigned s = 0; s < S; s++)
             (*acc)[i] = _mm256_add_ps((*acc)[i], p[i * S + s]);
+    }
 }
 
 /* G groups of float weights times T tokens, S runs at a time. */
@@ -290,10 +299,11 @@ X86_INLINE void direct_runs(enum rdu_type type, const unsigned T, const unsigned
         }
     }
     X86_UNROLL
-    for (unsigned t = 0; t < T; t++)
+    for (unsigned t = 0; t < T; t++) {
         X86_UNROLL
         for (unsigned s = 0; s < S; s++)
             acc[t] = vec_add(acc[t], p[s][t]);
+    }
 }
 
 /* One vector of rows of quantised weights times T tokens. */
@@ -368,8 +378,8 @@ X86_INLINE void mm_f32(enum rdu_type type, const void *w, uint32_t cols, uint32_
     for (uint32_t t = 0; t < n_tokens; t += TOKENS_BLOCK) {
         unsigned tokens = BASE_MIN(n_tokens - t, (uint32_t)TOKENS_BLOCK);
         for (uint32_t g = group_from; g < group_to; g += PANEL_ROWS / RDU_GROUP)
-            block(type, &c, &panel, g, BASE_MIN(group_to - g, (uint32_t)(PANEL_ROWS / RDU_GROUP)), t,
-                  tokens);
+            block(type, &c, &panel, g, BASE_MIN(group_to - g, (uint32_t)(PANEL_ROWS / RDU_GROUP)),
+                  t, tokens);
     }
 }
 

@@ -1,7 +1,7 @@
 /* y = W x with int8 activations on AVX2: 8 rows (one group) in the lanes. vpmaddubsw multiplies
  * unsigned weights with four broadcast activation bytes and adds pairs into int16; several of these
- * fit int16 before they are widened (Q4: 8 pair sums, Q5: 4, Q6: 2). Q8_0 moves the weights' signs to
- * the activations instead. */
+ * fit int16 before they are widened (Q4: 8 pair sums, Q5: 4, Q6: 2). Q8_0 moves the weights' signs
+ * to the activations instead. */
 #include "rdu/kernels/x86/mm_q8_record.h"
 #include "rdu/kernels/x86/unpack_avx2.h"
 
@@ -20,8 +20,8 @@ X86_INLINE __m256i widen(__m256i pairs)
 }
 
 /* Integer products of units [from, from + count); `fit` of them add up in int16. */
-X86_INLINE __m256i dot_units(const struct weights *w, const int8_t *x, unsigned from, unsigned count,
-                             unsigned fit)
+X86_INLINE __m256i dot_units(const struct weights *w, const int8_t *x, unsigned from,
+                             unsigned count, unsigned fit)
 {
     __m256i sum = _mm256_setzero_si256();
     X86_UNROLL
@@ -50,8 +50,8 @@ X86_INLINE __m256i dot_signed(const struct weights *w, const int8_t *x)
     return sum;
 }
 
-/* I = sc0 * I0 + sc1 * I1 of rule 6 in f32: every term stays below 2^24, so it is exact, and cheaper
- * than integer multiplies. */
+/* I = sc0 * I0 + sc1 * I1 of rule 6 in f32: every term stays below 2^24, so it is exact, and
+ * cheaper than integer multiplies. */
 X86_INLINE __m256 scaled_halves(enum rdu_type type, const struct weights *w, const struct record *x)
 {
     const unsigned fit = type == RDU_Q6_K ? 2 : 4;

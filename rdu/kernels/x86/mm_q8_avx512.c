@@ -1,7 +1,7 @@
 /* y = W x with int8 activations on AVX-512 VNNI for 4 and more tokens: 16 rows (two groups) in the
  * lanes of one register, vpdpbusd of unsigned weights with four activation bytes broadcast. A run's
- * weights are unpacked once for a tile of tokens whose accumulators stay in registers. Fewer tokens go
- * to mv_q8_avx512.c. */
+ * weights are unpacked once for a tile of tokens whose accumulators stay in registers. Fewer tokens
+ * go to mv_q8_avx512.c. */
 #include "rdu/kernels/x86/mm_q8_record.h"
 #include "rdu/kernels/x86/unpack_avx512.h"
 
@@ -66,12 +66,12 @@ struct pair {
     const uint8_t *a, *b; /* b == a if there is only one group left */
     size_t group_bytes;
     unsigned runs;
-    bool prefetch;        /* the pair that follows a's and b's memory */
+    bool prefetch; /* the pair that follows a's and b's memory */
 };
 
-/* Two streams that change every few pages are more than hardware prefetch follows. So while a pair is
- * at work, the next one is fetched into L2, in the order of memory. From memory, 1536 columns, Q4_1:
- * 4 tokens 13 -> 23 GB/s, 8 tokens 8.9 -> 11.9 (the speed from L2), 16 tokens 5.4 -> 6.0. */
+/* Two streams that change every few pages are more than hardware prefetch follows. So while a pair
+ * is at work, the next one is fetched into L2, in the order of memory. From memory, 1536 columns,
+ * Q4_1: 4 tokens 13 -> 23 GB/s, 8 tokens 8.9 -> 11.9 (the speed from L2), 16 tokens 5.4 -> 6.0. */
 X86_INLINE void prefetch_next(const struct pair *p, unsigned run, size_t run_bytes)
 {
     const uint8_t *next = p->a + 2 * p->group_bytes + 2 * run_bytes * run;

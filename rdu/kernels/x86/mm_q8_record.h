@@ -1,4 +1,5 @@
-/* The activations of one tile of tokens as the int8 leaves read them, for both x86 instruction sets. */
+/* The activations of one tile of tokens as the int8 leaves read them, for both x86 instruction
+ * sets. */
 #ifndef SWITCHYARD_RDU_KERNELS_MM_Q8_RECORD_H
 #define SWITCHYARD_RDU_KERNELS_MM_Q8_RECORD_H
 
@@ -7,12 +8,12 @@
 
 #include <immintrin.h>
 
-/* One token's run of 32 columns. A tile keeps them as [run][token]: one stream and one base register
- * whatever the strides, and no two tokens in the same cache set when rows are 4096 bytes long (that
- * alone cost 40 % of the speed at 4096 columns).
+/* One token's run of 32 columns. A tile keeps them as [run][token]: one stream and one base
+ * register whatever the strides, and no two tokens in the same cache set when rows are 4096 bytes
+ * long (that alone cost 40 % of the speed at 4096 columns).
  *
- * Weights are unsigned bytes above the true weight by rdu_offset(type), so a sum of products starts at
- * -offset * sum(q): the same exact integer. Types without offset keep the plain sums here. */
+ * Weights are unsigned bytes above the true weight by rdu_offset(type), so a sum of products starts
+ * at -offset * sum(q): the same exact integer. Types without offset keep the plain sums here. */
 struct record {
     int8_t q[RDU_RUN];
     float d, s;
@@ -22,8 +23,9 @@ struct record {
 /* On the stack of the caller: 196 KiB. */
 #define RECORDS_MAX (RDU_COLS_MAX / RDU_RUN)
 
-/* Tokens of one pass over the weights: what records hold, whole tiles of 16 if more are left. A pass
- * walks the groups outside and the tiles inside, so the weights come from memory once per pass. */
+/* Tokens of one pass over the weights: what records hold, whole tiles of 16 if more are left. A
+ * pass walks the groups outside and the tiles inside, so the weights come from memory once per
+ * pass. */
 static inline uint32_t pass_tokens(uint32_t left, unsigned runs)
 {
     uint32_t fit = BASE_MAX((uint32_t)RECORDS_MAX / BASE_MAX(runs, 1u), 1u);

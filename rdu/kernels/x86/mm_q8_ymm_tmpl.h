@@ -1,10 +1,11 @@
 /* Int8 leaves with one row group (8 rows) in the lanes. The includer defines
- *   integer_sum(type, w, x): I of rule 6 as f32 for 8 rows from unpacked weights and a record,
- *   TILE_MAX (tokens of a tile), and gets `row_fns`, the leaves by type.
+ * - integer_sum(type, w, x): I of rule 6 as f32 for 8 rows from unpacked weights and a record;
+ * - TILE_MAX (tokens of a tile);
+ * and gets `row_fns`, the leaves by type.
  *
  * A tile walks the rows group by group, so the weights are one sequential stream: the hardware
- * prefetcher keeps up with that and with nothing else (measured from memory at one token: 30 GB/s of
- * the 34 a plain read gets; two groups side by side 14). */
+ * prefetcher keeps up with that and with nothing else (measured from memory at one token: 30 GB/s
+ * of the 34 a plain read gets; two groups side by side 14). */
 
 /* acc of one token after one run. */
 X86_INLINE __m256 token_run(enum rdu_type type, const struct weights *w, const struct record *x,
@@ -93,7 +94,8 @@ X86_INLINE void mm_q8(enum rdu_type type, const void *w, uint32_t cols, uint32_t
 {
     struct record records[RECORDS_MAX];
     const unsigned runs = cols / RDU_RUN;
-    const size_t group_bytes = (size_t)(cols / rdu_block_elems(type)) * rdu_packed_block_bytes(type);
+    const size_t group_bytes =
+        (size_t)(cols / rdu_block_elems(type)) * rdu_packed_block_bytes(type);
     for (uint32_t t = 0, n; t < n_tokens; t += n) {
         n = pass_tokens(n_tokens - t, runs);
         make_pass_records(type, x, t, n, TILE_MAX, runs, records);

@@ -1,5 +1,6 @@
-/* y = W x with int8 activations on AVX-512 VNNI for the few tokens of decoding: 256-bit vpdpbusd, one
- * row group after the other, so that the weights stream. mm_q8_avx512.c sends small batches here. */
+/* y = W x with int8 activations on AVX-512 VNNI for the few tokens of decoding: 256-bit vpdpbusd,
+ * one row group after the other, so that the weights stream. mm_q8_avx512.c sends small batches
+ * here. */
 #include "rdu/kernels/x86/mm_q8_record.h"
 #include "rdu/kernels/x86/unpack_avx2.h"
 

@@ -64,7 +64,8 @@ X86_INLINE float max_lane(__m256 v)
     return _mm_cvtss_f32(_mm_max_ss(m, _mm_movehdup_ps(m)));
 }
 
-/* |x * inverse| stays below 127.5, so rounding needs no clamp; NaN (also 0 * infinity) becomes 0. */
+/* |x * inverse| stays below 127.5, so rounding needs no clamp; NaN (also 0 * infinity) becomes 0.
+ */
 X86_INLINE __m256i to_int(__m256 x, __m256 inverse)
 {
     __m256 v = _mm256_mul_ps(x, inverse);
@@ -124,7 +125,8 @@ static void gelu_mul(const float *gate, const float *up, uint32_t n, float *y)
 {
     for (uint32_t i = 0; i < n; i += 8) {
         __m256 g = load(gate + i, n - i);
-        __m256 cube = _mm256_mul_ps(_mm256_mul_ps(_mm256_mul_ps(_mm256_set1_ps(0.044715f), g), g), g);
+        __m256 cube =
+            _mm256_mul_ps(_mm256_mul_ps(_mm256_mul_ps(_mm256_set1_ps(0.044715f), g), g), g);
         __m256 t = tanh_ps(_mm256_mul_ps(_mm256_set1_ps(0.7978845608f), _mm256_add_ps(g, cube)));
         __m256 v = _mm256_mul_ps(_mm256_mul_ps(_mm256_set1_ps(0.5f), g),
                                  _mm256_add_ps(_mm256_set1_ps(1.0f), t));

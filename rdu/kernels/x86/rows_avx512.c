@@ -1,5 +1,5 @@
-/* Single-row operations on AVX-512: where exp or tanh dominates, and the norms and quantisation that
- * stand between linear kernels. The rest streams; AVX2 does that as fast. */
+/* Single-row operations on AVX-512: where exp or tanh dominates, and the norms and quantisation
+ * that stand between linear kernels. The rest streams; AVX2 does that as fast. */
 #include "rdu/kernels/x86/vmath_avx512.h"
 
 #include "rdu/kernels/pack.h"
@@ -57,8 +57,8 @@ static void quantize(const float *x, uint32_t n, int8_t *q, float *d, float *s)
         __m512 a = load(x + i, left);
         __m512 b = left > 16 ? load(x + i + 16, left - 16) : _mm512_setzero_ps();
         /* NaN: the second operand */
-        __m512 max = _mm512_max_ps(_mm512_abs_ps(b),
-                                   _mm512_max_ps(_mm512_abs_ps(a), _mm512_setzero_ps()));
+        __m512 max =
+            _mm512_max_ps(_mm512_abs_ps(b), _mm512_max_ps(_mm512_abs_ps(a), _mm512_setzero_ps()));
         float amax = _mm512_reduce_max_ps(max);
         float scale = amax < 0x1p-119f ? 0.0f : amax / 127.0f;
         /* A zero scale must give zeros, not infinity times zero. */
@@ -85,7 +85,8 @@ static void gelu_mul(const float *gate, const float *up, uint32_t n, float *y)
 {
     for (uint32_t i = 0; i < n; i += 16) {
         __m512 g = load(gate + i, n - i);
-        __m512 cube = _mm512_mul_ps(_mm512_mul_ps(_mm512_mul_ps(_mm512_set1_ps(0.044715f), g), g), g);
+        __m512 cube =
+            _mm512_mul_ps(_mm512_mul_ps(_mm512_mul_ps(_mm512_set1_ps(0.044715f), g), g), g);
         __m512 t = tanh_ps(_mm512_mul_ps(_mm512_set1_ps(0.7978845608f), _mm512_add_ps(g, cube)));
         __m512 v = _mm512_mul_ps(_mm512_mul_ps(_mm512_set1_ps(0.5f), g),
                                  _mm512_add_ps(_mm512_set1_ps(1.0f), t));

@@ -1,5 +1,6 @@
-/* Packed weights to registers, 256 bits: one run of 32 columns of 8 rows (one group) as unsigned bytes
- * in the operand shape of vpdpbusd and vpmaddubsw, with the scales of rdu/README.md rule 6. */
+/* Packed weights to registers, 256 bits: one run of 32 columns of 8 rows (one group) as unsigned
+ * bytes in the operand shape of vpdpbusd and vpmaddubsw, with the scales of rdu/README.md rule 6.
+ */
 #ifndef SWITCHYARD_RDU_KERNELS_UNPACK_AVX2_H
 #define SWITCHYARD_RDU_KERNELS_UNPACK_AVX2_H
 
@@ -11,8 +12,8 @@
 /* What the runs of one packed block share. */
 struct block {
     const uint8_t *p;
-    __m256 d, minus_dmin;                             /* super-blocks */
-    _Alignas(32) uint8_t scale[128], min[64];         /* [run or half run][8 rows] */
+    __m256 d, minus_dmin;                     /* super-blocks */
+    _Alignas(32) uint8_t scale[128], min[64]; /* [run or half run][8 rows] */
 };
 
 /* One run of 32 columns for 8 rows; unit j holds columns 4 j .. 4 j + 3, above the weight by
@@ -69,7 +70,8 @@ X86_INLINE __m256i add_where_bit(__m256i q, __m256i v, __m256i bit, int value)
 #endif
 }
 
-/* ---- what a block's runs share ---------------------------------------------------------------- */
+/* ---- what a block's runs share ----------------------------------------------------------------
+ */
 
 /* Scales and minima of Q4_K and Q5_K, all runs at once (see rdu_k_scale_min). */
 X86_INLINE void open_k_scales(const uint8_t *p, struct block *b)
@@ -112,7 +114,8 @@ X86_INLINE void open_block(enum rdu_type type, const uint8_t *p, struct block *b
         open_q3_k_scales(p, b);
 }
 
-/* ---- runs -------------------------------------------------------------------------------------- */
+/* ---- runs --------------------------------------------------------------------------------------
+ */
 
 X86_INLINE void unpack_nibbles(const uint8_t *p, struct weights *w)
 {
@@ -215,8 +218,8 @@ X86_INLINE void unpack_q3_k(const struct block *b, unsigned run, struct weights 
         w->q[j] = add_where_bit(w->q[j], load_unit(b->p + PACK_Q3_K_H + 32 * j), bit, 4);
     X86_UNROLL
     for (unsigned i = 0; i < 2; i++)
-        w->sc[i] = _mm256_sub_ps(load_unsigned_bytes(b->scale + run * 16 + i * 8),
-                                 _mm256_set1_ps(32.0f));
+        w->sc[i] =
+            _mm256_sub_ps(load_unsigned_bytes(b->scale + run * 16 + i * 8), _mm256_set1_ps(32.0f));
     w->d = b->d;
 }
 
@@ -240,8 +243,7 @@ X86_INLINE void unpack_basic(enum rdu_type type, const uint8_t *p, struct weight
     if (type == RDU_Q8_0) {
         X86_UNROLL
         for (unsigned j = 0; j < 8; j++)
-            w->q[j] = _mm256_xor_si256(load_unit(p + PACK_Q8_0_Q + 32 * j),
-                                       _mm256_set1_epi8(-128));
+            w->q[j] = _mm256_xor_si256(load_unit(p + PACK_Q8_0_Q + 32 * j), _mm256_set1_epi8(-128));
         return;
     }
     unpack_nibbles(p + (type == RDU_Q4_0   ? PACK_Q4_0_Q
@@ -271,11 +273,12 @@ X86_INLINE void unpack_iq4(enum rdu_type type, const struct block *b, unsigned r
         w->d = load_halves(b->p);
         return;
     }
-    /* Six bits of scale, above by 32: nibble run % 2 of byte run / 2, bit pair `run` of the tops. */
+    /* Six bits of scale, above by 32: nibble run % 2 of byte run / 2, bit pair `run` of the tops.
+     */
     __m256i low = _mm256_cvtepu8_epi32(
         _mm_loadl_epi64((const __m128i *)(b->p + PACK_IQ4_XS_SCALES + run / 2 * 8)));
-    __m256i top = _mm256_cvtepu16_epi32(
-        _mm_loadu_si128((const __m128i *)(b->p + PACK_IQ4_XS_TOPS)));
+    __m256i top =
+        _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(b->p + PACK_IQ4_XS_TOPS)));
     low = _mm256_srl_epi32(low, _mm_cvtsi32_si128((int)(run % 2 * 4)));
     top = _mm256_srl_epi32(top, _mm_cvtsi32_si128((int)(run * 2)));
     low = _mm256_and_si256(low, _mm256_set1_epi32(15));

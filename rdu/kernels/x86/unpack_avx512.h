@@ -78,7 +78,8 @@ X86_INLINE __m512i add_where_bit(__m512i q, __m512i v, __m512i bit, int value)
     return _mm512_mask_add_epi8(q, _mm512_test_epi8_mask(v, bit), q, _mm512_set1_epi8((char)value));
 }
 
-/* ---- what a block's runs share ---------------------------------------------------------------- */
+/* ---- what a block's runs share ----------------------------------------------------------------
+ */
 
 /* Scales and minima of Q4_K and Q5_K, all runs at once (see rdu_k_scale_min). */
 X86_INLINE void open_k_scales(struct block *b)
@@ -120,7 +121,8 @@ X86_INLINE void open_block(enum rdu_type type, const uint8_t *first, const uint8
         open_q3_k_scales(b);
 }
 
-/* ---- runs -------------------------------------------------------------------------------------- */
+/* ---- runs --------------------------------------------------------------------------------------
+ */
 
 X86_INLINE void unpack_nibbles(const struct block *b, size_t at, struct weights *w)
 {
@@ -224,8 +226,8 @@ X86_INLINE void unpack_q3_k(const struct block *b, unsigned run, struct weights 
         w->q[j] = add_where_bit(w->q[j], load_unit(b, PACK_Q3_K_H + 32 * j), bit, 4);
     X86_UNROLL
     for (unsigned i = 0; i < 2; i++)
-        w->sc[i] = _mm512_sub_ps(unsigned_bytes(b->scale + run * 32 + i * 16),
-                                 _mm512_set1_ps(32.0f));
+        w->sc[i] =
+            _mm512_sub_ps(unsigned_bytes(b->scale + run * 32 + i * 16), _mm512_set1_ps(32.0f));
     w->d = b->d;
 }
 
@@ -247,14 +249,15 @@ X86_INLINE void unpack_basic(enum rdu_type type, const struct block *b, struct w
     if (type == RDU_Q8_0) {
         X86_UNROLL
         for (unsigned j = 0; j < 8; j++)
-            w->q[j] = _mm512_xor_si512(load_unit(b, PACK_Q8_0_Q + 32 * j),
-                                       _mm512_set1_epi8(-128));
+            w->q[j] = _mm512_xor_si512(load_unit(b, PACK_Q8_0_Q + 32 * j), _mm512_set1_epi8(-128));
         return;
     }
-    unpack_nibbles(b, type == RDU_Q4_0   ? PACK_Q4_0_Q
-                      : type == RDU_Q4_1 ? PACK_Q4_1_Q
-                      : type == RDU_Q5_0 ? PACK_Q5_0_Q
-                                         : PACK_Q5_1_Q, w);
+    unpack_nibbles(b,
+                   type == RDU_Q4_0   ? PACK_Q4_0_Q
+                   : type == RDU_Q4_1 ? PACK_Q4_1_Q
+                   : type == RDU_Q5_0 ? PACK_Q5_0_Q
+                                      : PACK_Q5_1_Q,
+                   w);
     if (type == RDU_Q5_0)
         unpack_fifth_bits(b, PACK_Q5_0_H, w);
     if (type == RDU_Q5_1)
@@ -267,8 +270,7 @@ X86_INLINE void unpack_basic(enum rdu_type type, const struct block *b, struct w
 X86_INLINE void unpack_iq4(enum rdu_type type, const struct block *b, unsigned run,
                            struct weights *w)
 {
-    const __m512i values =
-        _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)rdu_iq4_values));
+    const __m512i values = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)rdu_iq4_values));
     unpack_nibbles(b, type == RDU_IQ4_NL ? PACK_IQ4_NL_Q : PACK_IQ4_XS_Q + run * 128, w);
     X86_UNROLL
     for (unsigned j = 0; j < 8; j++)
@@ -277,7 +279,8 @@ X86_INLINE void unpack_iq4(enum rdu_type type, const struct block *b, unsigned r
         w->d = load_halves(b, 0);
         return;
     }
-    /* Six bits of scale, above by 32: nibble run % 2 of byte run / 2, bit pair `run` of the tops. */
+    /* Six bits of scale, above by 32: nibble run % 2 of byte run / 2, bit pair `run` of the tops.
+     */
     __m512i low = _mm512_cvtepu8_epi32(load_bytes(b, PACK_IQ4_XS_SCALES + run / 2 * 8));
     __m512i top = _mm512_cvtepu16_epi32(_mm256_inserti128_si256(
         _mm256_castsi128_si256(_mm_loadu_si128((const __m128i *)(b->a + PACK_IQ4_XS_TOPS))),

@@ -1,4 +1,5 @@
-/* Overrides of the table for x86-64; each file fills the slots it improves. Private to rdu/kernels. */
+/* Overrides of the table for x86-64; each file fills the slots it improves. Private to rdu/kernels.
+ */
 #ifndef SWITCHYARD_RDU_KERNELS_X86_H
 #define SWITCHYARD_RDU_KERNELS_X86_H
 

@@ -1,5 +1,5 @@
-/* What the tests of the leaves share: tables of every instruction set this machine has, random weights
- * and activations with nasty values, output buffers with guards, comparison of bits. */
+/* What the tests of the leaves share: tables of every instruction set this machine has, random
+ * weights and activations with nasty values, output buffers with guards, comparison of bits. */
 #ifndef SWITCHYARD_TESTS_KERNELS_UTIL_H
 #define SWITCHYARD_TESTS_KERNELS_UTIL_H
 
@@ -68,7 +68,8 @@ static inline float util_wide(struct rng *r)
            (rng_below(r, 64) == 0 ? 0x1p-120f : 1.0f);
 }
 
-/* f16 scale: mostly small and normal, some subnormal, zero, negative; `wild` adds infinities and NaN. */
+/* f16 scale: mostly small and normal, some subnormal, zero, negative; `wild` adds infinities and
+ * NaN. */
 static inline uint16_t util_scale(struct rng *r, bool wild)
 {
     uint16_t sign = (uint16_t)(rng_below(r, 2) << 15);
@@ -85,13 +86,13 @@ static inline uint8_t *util_raw_rows(struct rng *r, enum rdu_type type, size_t r
                                      bool wild)
 {
     static const int16_t scale_at[RDU_TYPES][2] = {
-        [RDU_Q4_0] = {0, -1},     [RDU_Q4_1] = {0, 2},      [RDU_Q5_0] = {0, -1},
-        [RDU_Q5_1] = {0, 2},      [RDU_Q8_0] = {0, -1},     [RDU_Q2_K] = {80, 82},
-        [RDU_Q3_K] = {108, -1},   [RDU_Q4_K] = {0, 2},      [RDU_Q5_K] = {0, 2},
-        [RDU_Q6_K] = {208, -1},   [RDU_IQ1_S] = {0, -1},    [RDU_IQ2_XXS] = {0, -1},
-        [RDU_IQ2_XS] = {0, -1},   [RDU_IQ2_S] = {0, -1},    [RDU_IQ3_XXS] = {0, -1},
-        [RDU_IQ3_S] = {0, -1},    [RDU_IQ4_NL] = {0, -1},   [RDU_IQ4_XS] = {0, -1},
-        [RDU_TQ1_0] = {52, -1},   [RDU_TQ2_0] = {64, -1},
+        [RDU_Q4_0] = {0, -1},   [RDU_Q4_1] = {0, 2},    [RDU_Q5_0] = {0, -1},
+        [RDU_Q5_1] = {0, 2},    [RDU_Q8_0] = {0, -1},   [RDU_Q2_K] = {80, 82},
+        [RDU_Q3_K] = {108, -1}, [RDU_Q4_K] = {0, 2},    [RDU_Q5_K] = {0, 2},
+        [RDU_Q6_K] = {208, -1}, [RDU_IQ1_S] = {0, -1},  [RDU_IQ2_XXS] = {0, -1},
+        [RDU_IQ2_XS] = {0, -1}, [RDU_IQ2_S] = {0, -1},  [RDU_IQ3_XXS] = {0, -1},
+        [RDU_IQ3_S] = {0, -1},  [RDU_IQ4_NL] = {0, -1}, [RDU_IQ4_XS] = {0, -1},
+        [RDU_TQ1_0] = {52, -1}, [RDU_TQ2_0] = {64, -1},
     };
     const struct rdu_type_info *info = rdu_type_info(type);
     size_t blocks = rows * (cols / info->block_elems), bytes = blocks * info->block_bytes;
@@ -115,8 +116,8 @@ static inline uint8_t *util_raw_rows(struct rng *r, enum rdu_type type, size_t r
     return raw;
 }
 
-/* `bytes` that end where an unreadable page begins: one byte read too far is a crash. The address is
- * aligned as far as the size is. */
+/* `bytes` that end where an unreadable page begins: one byte read too far is a crash. The address
+ * is aligned as far as the size is. */
 struct util_fenced {
     void *map;
     size_t map_bytes;
@@ -140,7 +141,8 @@ static inline void util_fenced_close(struct util_fenced *f)
     f->map = NULL;
 }
 
-static inline struct util_fenced util_pack(enum rdu_type type, size_t rows, size_t cols, const uint8_t *raw)
+static inline struct util_fenced util_pack(enum rdu_type type, size_t rows, size_t cols,
+                                           const uint8_t *raw)
 {
     size_t bytes = rdu_pack_bytes(type, rows, cols);
     assert_true(bytes > 0);

@@ -1,5 +1,5 @@
-/* Attention leaves: every instruction set against the reference bit for bit, any split of the context,
- * a double oracle, and memory of invisible positions that must never matter. */
+/* Attention leaves: every instruction set against the reference bit for bit, any split of the
+ * context, a double oracle, and memory of invisible positions that must never matter. */
 #include "tests/unit/rdu/kernels_util.h"
 
 struct setup {
@@ -10,7 +10,7 @@ struct setup {
 
 struct context {
     struct setup s;
-    float *q, *k, *v;    /* k, v [blocks * 32, head_dim] as given, before rounding */
+    float *q, *k, *v; /* k, v [blocks * 32, head_dim] as given, before rounding */
     void **block;
     float *m, *l, *o;
 };
@@ -21,7 +21,8 @@ static size_t block_bytes(const struct setup *s)
 }
 
 /* Only visible positions are written; the rest of each block is NaN or infinity. */
-static void context_init(struct context *c, struct rng *r, const struct rdu_kernels *k, struct setup s)
+static void context_init(struct context *c, struct rng *r, const struct rdu_kernels *k,
+                         struct setup s)
 {
     size_t positions = (size_t)s.blocks * RDU_KV_BLOCK;
     *c = (struct context){.s = s};
@@ -113,9 +114,10 @@ static void expect_same(const struct context *c, const struct result *want, cons
             same = util_same(c->o[(size_t)h * c->s.head_dim + d],
                              want->o[(size_t)h * c->s.head_dim + d]);
         if (!same)
-            fail_msg("%s type %d heads %u dim %u visible %u..%u softcap %g seed %llu: head %u differs",
-                     what, c->s.type, c->s.heads, c->s.head_dim, c->s.pos_from, c->s.pos_to,
-                     (double)c->s.softcap, (unsigned long long)util_seed(), h);
+            fail_msg(
+                "%s type %d heads %u dim %u visible %u..%u softcap %g seed %llu: head %u differs",
+                what, c->s.type, c->s.heads, c->s.head_dim, c->s.pos_from, c->s.pos_to,
+                (double)c->s.softcap, (unsigned long long)util_seed(), h);
     }
 }
 
@@ -187,8 +189,8 @@ static void any_split_of_the_context_gives_the_same_bits(void **state)
     }
 }
 
-/* Tokens of a step see different parts of the same pages; one of them has infinite values in V that the
- * earlier ones must not notice. */
+/* Tokens of a step see different parts of the same pages; one of them has infinite values in V that
+ * the earlier ones must not notice. */
 static void a_tile_of_tokens_gives_the_bits_of_single_tokens(void **state)
 {
     struct util_tables *t = *state;
@@ -220,10 +222,19 @@ static void a_tile_of_tokens_gives_the_bits_of_single_tokens(void **state)
             uint32_t block_from = round % 5 == 0 ? from / 32 : 0;
             for (unsigned k = 0; k < 2; k++)
                 a[k][i] = (struct rdu_attn_args){
-                    .q = q + i * width, .block = (const void *const *)c.block, .heads = s.heads,
-                    .head_dim = s.head_dim, .block_from = block_from, .block_to = (to + 31) / 32,
-                    .pos_from = from, .pos_to = to, .scale = 0.125f, .softcap = s.softcap,
-                    .m = m[k] + i * s.heads, .l = l[k] + i * s.heads, .o = o[k] + i * width,
+                    .q = q + i * width,
+                    .block = (const void *const *)c.block,
+                    .heads = s.heads,
+                    .head_dim = s.head_dim,
+                    .block_from = block_from,
+                    .block_to = (to + 31) / 32,
+                    .pos_from = from,
+                    .pos_to = to,
+                    .scale = 0.125f,
+                    .softcap = s.softcap,
+                    .m = m[k] + i * s.heads,
+                    .l = l[k] + i * s.heads,
+                    .o = o[k] + i * width,
                 };
         }
         for (unsigned k = 0; k < t->count; k++) {
@@ -241,9 +252,10 @@ static void a_tile_of_tokens_gives_the_bits_of_single_tokens(void **state)
                 assert_true(util_same(m[0][h], m[1][h]) && util_same(l[0][h], l[1][h]));
             for (size_t i = 0; i < count * width; i++)
                 if (!util_same(o[0][i], o[1][i]))
-                    fail_msg("%s tokens %u heads %u dim %u positions %u seed %llu: token %zu differs",
-                             t->name[k], count, s.heads, s.head_dim, s.pos_to,
-                             (unsigned long long)util_seed(), i / width);
+                    fail_msg(
+                        "%s tokens %u heads %u dim %u positions %u seed %llu: token %zu differs",
+                        t->name[k], count, s.heads, s.head_dim, s.pos_to,
+                        (unsigned long long)util_seed(), i / width);
         }
         for (unsigned i = 0; i < 2; i++) {
             free(m[i]);
@@ -298,9 +310,9 @@ static void reference_is_close_to_double(void **state)
         double *o = mem_array(c.s.head_dim, sizeof *o);
         for (uint32_t h = 0; h < c.s.heads; h++) {
             oracle(&c, h, p, o);
-            /* A score errs by (head_dim + 8) half-ulps of the sum of |q k| <= 6 head_dim / 8, a weight
-             * by that much relatively, the average (|v| <= 2) by twice a weight's error plus the
-             * roundings of up to 11 merges of 32 products. */
+            /* A score errs by (head_dim + 8) half-ulps of the sum of |q k| <= 6 head_dim / 8, a
+             * weight by that much relatively, the average (|v| <= 2) by twice a weight's error plus
+             * the roundings of up to 11 merges of 32 products. */
             double n = c.s.head_dim, score = (n + 8) * 0x1p-24 * (6 * n / 8 + 1);
             double bound = 2 * (2 * score + (32 + 11 * 6) * 0x1p-24);
             for (uint32_t d = 0; d < c.s.head_dim; d++) {

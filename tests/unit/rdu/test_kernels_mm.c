@@ -14,7 +14,7 @@ struct operands {
     struct util_fenced weights, floats;
     const void *packed; /* = weights.data */
     struct util_q8 q8;
-    float *x;           /* = floats.data */
+    float *x; /* = floats.data */
     size_t x_stride, y_stride;
 };
 
@@ -79,11 +79,13 @@ static void compare_tables(const struct util_tables *t, const struct operands *o
         for (size_t k = 0; k < n; k++) {
             float expected = k % o->y_stride < padded ? want.data[k] : (float)(k % 17) - 8.0f;
             if (!util_same(got.data[k], expected))
-                fail_msg("%s %s %s %ux%u tokens %u add %d wild %d seed %llu: row %zu token %zu is %a, "
-                         "expected %a", t->name[i], rdu_type_info(o->type)->name, q8 ? "int8" : "f32",
-                         o->shape.rows, o->shape.cols, o->shape.tokens, o->shape.add, o->shape.wild,
-                         (unsigned long long)util_seed(), k % o->y_stride, k / o->y_stride,
-                         (double)got.data[k], (double)expected);
+                fail_msg(
+                    "%s %s %s %ux%u tokens %u add %d wild %d seed %llu: row %zu token %zu is %a, "
+                    "expected %a",
+                    t->name[i], rdu_type_info(o->type)->name, q8 ? "int8" : "f32", o->shape.rows,
+                    o->shape.cols, o->shape.tokens, o->shape.add, o->shape.wild,
+                    (unsigned long long)util_seed(), k % o->y_stride, k / o->y_stride,
+                    (double)got.data[k], (double)expected);
         }
     }
     util_guarded_close(&want);
@@ -152,7 +154,8 @@ static void long_rows_give_the_reference_bits(void **state)
     static const uint32_t cols[] = {33024, 65536, (uint32_t)RDU_COLS_MAX};
     for (unsigned i = 0; i < BASE_COUNT(types); i++) {
         struct operands o;
-        operands_init(&o, &r, types[i], (struct shape){3, cols[i % 3], i < 3 ? 17 : 2, false, false});
+        operands_init(&o, &r, types[i],
+                      (struct shape){3, cols[i % 3], i < 3 ? 17 : 2, false, false});
         compare_tables(t, &o, true);
         operands_done(&o);
     }
@@ -168,8 +171,9 @@ static void batch_and_shard_do_not_matter(void **state)
     for (unsigned i = 0; i < RDU_TYPES; i++) {
         enum rdu_type type = (enum rdu_type)i;
         struct operands o;
-        operands_init(&o, &r, type, (struct shape){56, rdu_type_info(type)->is_float ? 100 : 256, 21,
-                                                   false, false});
+        operands_init(
+            &o, &r, type,
+            (struct shape){56, rdu_type_info(type)->is_float ? 100 : 256, 21, false, false});
         size_t n = o.y_stride * 21;
         float *whole = mem_array(n, sizeof *whole), *parts = mem_array(n, sizeof *parts);
         for (unsigned q8 = 0; q8 <= rdu_type_has_q8(type); q8++) {
@@ -184,8 +188,8 @@ static void batch_and_shard_do_not_matter(void **state)
                     if (q8)
                         k->mm_q8[type](o.packed, o.shape.cols, g, g + 1, &x, 1, y, 0, false);
                     else
-                        k->mm_f32[type](o.packed, o.shape.cols, g, g + 1, o.x + token * o.x_stride, 0,
-                                        1, y, 0, false);
+                        k->mm_f32[type](o.packed, o.shape.cols, g, g + 1, o.x + token * o.x_stride,
+                                        0, 1, y, 0, false);
                 }
             }
             for (size_t j = 0; j < n; j++)
@@ -232,8 +236,9 @@ static void reference_is_close_to_double(void **state)
     for (unsigned i = 0; i < RDU_TYPES; i++) {
         enum rdu_type type = (enum rdu_type)i;
         struct operands o;
-        operands_init(&o, &r, type, (struct shape){13, rdu_type_info(type)->is_float ? 301 : 768, 3,
-                                                   false, false});
+        operands_init(
+            &o, &r, type,
+            (struct shape){13, rdu_type_info(type)->is_float ? 301 : 768, 3, false, false});
         /* The activations' sums must fit their bytes for the minimum's term. */
         for (uint32_t token = 0; token < 3; token++) {
             for (uint32_t b = 0; b < o.shape.cols / 32; b++) {
@@ -256,8 +261,8 @@ static void reference_is_close_to_double(void **state)
                     double n = q8 ? 5.0 * o.shape.cols / 32 + 4 : 1.1 * o.shape.cols + 4;
                     if (!(fabs(got - sum) <= n * 0x1p-24 * size + 1e-37))
                         fail_msg("%s %s row %u token %u: %g, in double %g, magnitude %g",
-                                 rdu_type_info(type)->name, q8 ? "int8" : "f32", row, token, got, sum,
-                                 size);
+                                 rdu_type_info(type)->name, q8 ? "int8" : "f32", row, token, got,
+                                 sum, size);
                 }
             }
         }

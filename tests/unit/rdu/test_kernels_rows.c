@@ -1,5 +1,5 @@
-/* Single-row leaves and math.h: accuracy against libm, every instruction set against the reference bit
- * for bit at sizes around every vector width, values that break careless code. */
+/* Single-row leaves and math.h: accuracy against libm, every instruction set against the reference
+ * bit for bit at sizes around every vector width, values that break careless code. */
 #include "tests/unit/rdu/kernels_util.h"
 
 static const uint32_t sizes[] = {1,  2,  3,  7,  8,  9,  15, 16,  17,  24,  31,  32,
@@ -41,8 +41,8 @@ enum op { OP_NORM, OP_SILU, OP_GELU, OP_ADD, OP_AXPY, OP_SCALE, OP_SOFTCAP, OPS 
 static const char *const op_names[OPS] = {"rms_norm", "silu_mul", "gelu_mul", "add",
                                           "axpy",     "scale",    "softcap"};
 
-static void apply(const struct rdu_kernels *k, enum op op, const float *a, const float *b, uint32_t n,
-                  float *y)
+static void apply(const struct rdu_kernels *k, enum op op, const float *a, const float *b,
+                  uint32_t n, float *y)
 {
     switch (op) {
     case OP_NORM:
@@ -73,8 +73,8 @@ static void apply(const struct rdu_kernels *k, enum op op, const float *a, const
 
 static float nasty(struct rng *r)
 {
-    static const float special[] = {INFINITY, -INFINITY, NAN,     0.0f,   -0.0f,
-                                    0x1p-149f, 1e38f,    -88.73f, 103.9f, -104.1f};
+    static const float special[] = {INFINITY,  -INFINITY, NAN,     0.0f,   -0.0f,
+                                    0x1p-149f, 1e38f,     -88.73f, 103.9f, -104.1f};
     return rng_below(r, 12) == 0 ? special[rng_below(r, BASE_COUNT(special))] : util_wide(r);
 }
 
@@ -101,10 +101,10 @@ static void elementwise_gives_the_reference_bits(void **state)
                 assert_true(util_guarded_intact(&got));
                 for (uint32_t k = 0; k < n; k++)
                     if (!util_same(got.data[k], want.data[k]))
-                        fail_msg("%s %s n %u seed %llu: element %u is %a, expected %a (inputs %a, %a)",
-                                 t->name[i], op_names[op], n, (unsigned long long)util_seed(), k,
-                                 (double)got.data[k], (double)want.data[k], (double)a[k],
-                                 (double)b[k]);
+                        fail_msg(
+                            "%s %s n %u seed %llu: element %u is %a, expected %a (inputs %a, %a)",
+                            t->name[i], op_names[op], n, (unsigned long long)util_seed(), k,
+                            (double)got.data[k], (double)want.data[k], (double)a[k], (double)b[k]);
                 /* In place, onto the first operand. */
                 if (op != OP_AXPY) {
                     memcpy(got.data, a, n * sizeof *a);

@@ -51,8 +51,8 @@ static bool within_one_ulp(float a, float b)
 static void check_dequant(const char *dir, json_t *entry)
 {
     enum rdu_type type;
-    assert_true(rdu_type_from_gguf((int)json_integer_value(json_object_get(entry, "ggml_type_id")),
-                                   &type));
+    assert_true(
+        rdu_type_from_gguf((int)json_integer_value(json_object_get(entry, "ggml_type_id")), &type));
     const struct rdu_type_info *info = rdu_type_info(type);
     assert_string_equal(info->name, json_string_value(json_object_get(entry, "type")));
     assert_int_equal(info->block_elems,
@@ -84,7 +84,8 @@ static void dequantises_every_format_like_the_fixtures(void **state)
         skip();
     json_t *list = load_manifest(dir), *entry;
     size_t i, checked = 0;
-    json_array_foreach(list, i, entry) {
+    json_array_foreach(list, i, entry)
+    {
         if (json_object_get(entry, "raw") != NULL) {
             check_dequant(dir, entry);
             checked++;
@@ -143,9 +144,8 @@ static void quantises_like_the_fixtures(void **state)
         skip();
     json_t *list = load_manifest(dir), *entry;
     size_t i;
-    json_array_foreach(list, i, entry)
-        if (json_object_get(entry, "quantise_input") != NULL)
-            check_quantise(dir, entry);
+    json_array_foreach(list, i, entry) if (json_object_get(entry, "quantise_input") != NULL)
+        check_quantise(dir, entry);
     json_decref(list);
 }
 
@@ -183,7 +183,8 @@ static void packing_gives_back_every_byte(void **state)
         enum rdu_type type = (enum rdu_type)t;
         const struct rdu_type_info *info = rdu_type_info(type);
         for (size_t rows = 1; rows <= 19; rows += rows < 9 ? 1 : 5) {
-            size_t cols = info->is_float ? 1 + rng_below(&r, 70) : info->block_elems * (1 + rows % 3);
+            size_t cols =
+                info->is_float ? 1 + rng_below(&r, 70) : info->block_elems * (1 + rows % 3);
             size_t bytes = rows * (cols / info->block_elems) * info->block_bytes;
             uint8_t *raw = util_raw_rows(&r, type, rows, cols, true);
             struct util_fenced packed = util_pack(type, rows, cols, raw);
