@@ -129,6 +129,8 @@ enum err_code api_choose_expert(struct api_call *c, struct router_scratch *scrat
 enum err_code api_chat_tokens(struct api_call *c, struct token_list *ret,
                               struct err *e) BASE_NODISCARD;
 size_t api_prompts(const json_t *root, struct err *e); /* 0 = bad, e says why */
+/* The text of a prompt; NULL if it was given as tokens. */
+const json_t *api_prompt_text(const struct api_call *c, size_t prompt_idx);
 enum err_code api_completion_tokens(struct api_call *c, size_t prompt_idx, struct token_list *ret,
                                     struct err *e) BASE_NODISCARD;
 /* Sums over the requests of a finished call. */
@@ -139,6 +141,24 @@ void api_call_usage(const struct api_call *c, struct api_usage *ret);
 /* `"expert":"x","reason":...` without braces: the account of a call; what the engine fills in is
  * left out before api_call_done. */
 void api_put_account(const struct api_call *c, struct buf *out);
+
+/* ---- log-probabilities: api_logprobs.c ------------------------------------------------------- */
+
+/* What a `logprobs` field is about: events, and before them the prompt's tokens where they are echoed. */
+struct api_scored {
+    const struct request *prompt; /* NULL = the answer's tokens only */
+    size_t prompt_idx;
+    uint32_t chars; /* code points shown before the events: the echo, or the stream so far */
+    const struct request_event *events;
+    uint32_t count;
+};
+/* The value of the field; only where the client asked for it. */
+void api_put_logprobs(const struct api_call *c, const struct api_scored *s, struct buf *out);
+/* The token that ended the answer is not part of its text and has no entry. */
+bool api_has_logprob(const struct api_call *c, const struct request_event *ev);
+uint32_t api_count_chars(const char *utf8, size_t len); /* code points */
+/* The prompt as `echo` shows it: the client's own text, or what its tokens say. */
+void api_echo_text(const struct api_call *c, size_t prompt_idx, struct buf *ret);
 
 /* ---- small answers -------------------------------------------------------------------------- */
 

@@ -141,7 +141,7 @@ static enum err_code check_context(const struct api_call *c, size_t tokens, uint
                                    struct err *e)
 {
     const char *param = c->kind == API_CHAT ? "messages" : "prompt";
-    if (tokens < context)
+    if (tokens < context || (tokens == context && c->options.max_tokens == 0))
         return ERR_OK;
     return err_set_param(e, ERR_CONTEXT, param,
                          "expert '%s' has a context of %u tokens, but the %s come to %zu tokens; "
@@ -154,9 +154,9 @@ static uint32_t token_cap(const struct api_call *c, const struct server_expert *
 {
     uint32_t room = serving->context - (uint32_t)prompt_tokens;
     int64_t asked = c->options.max_tokens;
-    if (asked < 0 && serving->conf != NULL)
+    if (asked < 0 && serving->conf != NULL && serving->conf->defaults.max_tokens > 0)
         asked = serving->conf->defaults.max_tokens;
-    return asked > 0 && asked < room ? (uint32_t)asked : room;
+    return asked >= 0 && asked < room ? (uint32_t)asked : room;
 }
 
 static enum err_code tokens_of(struct api_call *c, size_t prompt_idx, struct token_list *ret,
@@ -190,6 +190,7 @@ static enum err_code fill_request(struct api_call *c, size_t prompt_idx, struct 
     r->max_tokens = token_cap(c, serving, r->prompt.count);
     r->choices_count = (uint32_t)o->n;
     r->want_logprobs = o->want_logprobs;
+    r->score_prompt = o->want_logprobs && o->echo;
     r->logprobs = !o->want_logprobs ? 0 : o->top_logprobs > 0 ? (uint32_t)o->top_logprobs : 255;
     for (size_t i = 0; i < o->stops_count; i++)
         r->stops[r->stops_count++] = mem_strdup(o->stops[i]);

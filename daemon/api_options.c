@@ -66,15 +66,16 @@ static enum err_code parse_ints(const json_t *root, enum api_kind kind, struct a
     const char *cap_key = "max_tokens";
     if (kind == API_CHAT && field_find(root, "max_completion_tokens") != NULL)
         cap_key = "max_completion_tokens";
-    int64_t old_cap = API_TOKENS_UNSET;
+    int64_t old_cap = API_TOKENS_UNSET, least = kind == API_CHAT ? 1 : 0;
     o->seed_given = field_find(root, "seed") != NULL;
     const struct {
         const char *key;
         int64_t min, max, *value;
     } fields[] = {
-        /* Both names are checked; the newer one wins. */
-        {"max_tokens", 1, TOKENS_MAX, &old_cap},
-        {cap_key, 1, TOKENS_MAX, &o->max_tokens},
+        /* Both names are checked; the newer one wins. Harnesses that only score a prompt ask for
+           no token of an answer. */
+        {"max_tokens", least, TOKENS_MAX, &old_cap},
+        {cap_key, least, TOKENS_MAX, &o->max_tokens},
         {"min_tokens", 0, TOKENS_MAX, &o->min_tokens},
         {"top_k", -1, TOKENS_MAX, &o->top_k},
         {"n", 1, API_CHOICES_MAX, &o->n},
@@ -250,11 +251,7 @@ static enum err_code parse_model(const json_t *root, struct api_options *o, stru
 
 static enum err_code parse_completion_only(const json_t *root, struct api_options *o, struct err *e)
 {
-    enum err_code code = field_bool(root, "echo", &o->echo, e);
-    if (code == ERR_OK && o->echo && o->want_logprobs)
-        code = err_set_param(e, ERR_UNSUPPORTED, "echo",
-                             "'echo' together with 'logprobs' is not supported");
-    return code;
+    return field_bool(root, "echo", &o->echo, e);
 }
 
 enum err_code api_options_parse(const json_t *root, enum api_kind kind, struct api_options *ret,

@@ -238,6 +238,19 @@ size_t api_prompts(const json_t *root, struct err *e)
     return count;
 }
 
+static const json_t *prompt_at(const struct api_call *c, size_t prompt_idx)
+{
+    const json_t *prompt = field_find(c->root, "prompt");
+    bool many = json_is_array(prompt) && !is_token_array(prompt);
+    return many ? json_array_get(prompt, prompt_idx) : prompt;
+}
+
+const json_t *api_prompt_text(const struct api_call *c, size_t prompt_idx)
+{
+    const json_t *prompt = prompt_at(c, prompt_idx);
+    return json_is_string(prompt) ? prompt : NULL;
+}
+
 static enum err_code array_tokens(const struct tokenizer *t, const json_t *array,
                                   struct token_list *ret, struct err *e)
 {
@@ -274,9 +287,7 @@ enum err_code api_completion_tokens(struct api_call *c, size_t prompt_idx, struc
                                     struct err *e)
 {
     const struct tokenizer *t = expert_tokenizer(c->expert);
-    const json_t *prompt = field_find(c->root, "prompt");
-    if (json_is_array(prompt) && !is_token_array(prompt))
-        prompt = json_array_get(prompt, prompt_idx);
+    const json_t *prompt = prompt_at(c, prompt_idx);
     enum err_code code;
     if (json_is_string(prompt))
         code = text_tokens(c, prompt, ret, e);

@@ -10,153 +10,6 @@
 
 /* A slow reader's backlog is written in pieces of about this size. */
 #define EVENTS_BYTES (64 * BASE_KIB)
-#define LOGPROB_FLOOR (-9999.0) /* what the public API sends for minus infinity */
-
-/* ---- log-probabilities ---------------------------------------------------------------------- */
-
-static double finite_logprob(float v)
-{
-    double logprob = (double)v;
-    return logprob >= LOGPROB_FLOOR ? BASE_MIN(logprob, 0.0) : LOGPROB_FLOOR;
-}
-
-static const char *token_bytes(const struct api_call *c, int32_t id, size_t *ret_len)
-{
-    const char *bytes = tokenizer_token_bytes(expert_tokenizer(c->expert), id, true, ret_len);
-    if (bytes == NULL)
-        *ret_len = 0;
-    return bytes != NULL ? bytes : "";
-}
-
-static void put_token(const struct api_call *c, int32_t id, float logprob, struct buf *out)
-{
-    size_t len;
-    const char *bytes = token_bytes(c, id, &len);
-    buf_puts(out, "{\"token\":");
-    json_put_text(out, bytes, len);
-    buf_puts(out, ",\"logprob\":");
-    json_put_real(out, finite_logprob(logprob), 7);
-    buf_puts(out, ",\"bytes\":[");
-    for (size_t i = 0; i < len; i++)
-        buf_printf(out, i > 0 ? ",%u" : "%u", (unsigned)(unsigned char)bytes[i]);
-    buf_puts(out, "]");
-}
-
-/* The token that ended the answer is not part of its text and has no entry. */
-static bool has_logprob(const struct api_call *c, const struct request_event *ev)
-{
-    return ev->token >= 0 && !(ev->finish == REQUEST_FINISH_STOP &&
-                               tokenizer_is_eog(expert_tokenizer(c->expert), ev->token));
-}
-
-static void put_chat_logprob(const struct api_call *c, const struct request_event *ev,
-                             struct buf *out)
-{
-    put_token(c, ev->token, ev->logprob, out);
-    buf_puts(out, ",\"top_logprobs\":[");
-    for (uint32_t i = 0; c->options.top_logprobs > 0 && i < ev->top_count; i++) {
-        buf_puts(out, i > 0 ? "," : "");
-        put_token(c, ev->top[i].id, ev->top[i].logprob, out);
-        buf_puts(out, "}");
-    }
-    buf_puts(out, "]}");
-}
-
-static void put_chat_logprobs(const struct api_call *c, const struct request_event *events,
-                              uint32_t count, struct buf *out)
-{
-    bool first = true;
-    buf_puts(out, "{\"content\":[");
-    for (uint32_t i = 0; i < count; i++) {
-        if (!has_logprob(c, &events[i]))
-            continue;
-        buf_puts(out, first ? "" : ",");
-        put_chat_logprob(c, &events[i], out);
-        first = false;
-    }
-    buf_puts(out, "],\"refusal\":null}");
-}
-
-static void put_top_object(const struct api_call *c, const struct request_event *ev,
-                           struct buf *out)
-{
-    buf_puts(out, "{");
-    for (uint32_t i = 0; i < ev->top_count; i++) {
-        size_t len;
-        const char *bytes = token_bytes(c, ev->top[i].id, &len);
-        buf_puts(out, i > 0 ? "," : "");
-        json_put_text(out, bytes, len);
-        buf_puts(out, ":");
-        json_put_real(out, finite_logprob(ev->top[i].logprob), 7);
-    }
-    buf_puts(out, "}");
-}
-
-static uint32_t count_chars(const char *text, size_t len)
-{
-    uint32_t chars = 0;
-    for (size_t i = 0; i < len; i++)
-        chars += ((unsigned char)text[i] & 0xc0) != 0x80;
-    return chars;
-}
-
-enum list { LIST_TOKENS, LIST_LOGPROBS, LIST_TOP, LIST_OFFSETS };
-
-/* One of the four parallel arrays of a completion's logprobs. */
-static void put_list(const struct api_call *c, const struct request_event *events, uint32_t count,
-                     enum list which, uint32_t chars, struct buf *out)
-{
-    bool first = true;
-    for (uint32_t i = 0; i < count; i++) {
-        if (has_logprob(c, &events[i])) {
-            size_t len;
-            const char *bytes = token_bytes(c, events[i].token, &len);
-            buf_puts(out, first ? "" : ",");
-            if (which == LIST_TOKENS)
-                json_put_text(out, bytes, len);
-            else if (which == LIST_LOGPROBS)
-                json_put_real(out, finite_logprob(events[i].logprob), 7);
-            else if (which == LIST_TOP)
-                put_top_object(c, &events[i], out);
-            else
-                buf_printf(out, "%u", chars);
-            first = false;
-        }
-        chars += count_chars(events[i].text, events[i].text_len);
-    }
-}
-
-static void put_completion_logprobs(const struct api_call *c, const struct request_event *events,
-                                    uint32_t count, uint32_t chars, struct buf *out)
-{
-    buf_puts(out, "{\"tokens\":[");
-    put_list(c, events, count, LIST_TOKENS, chars, out);
-    buf_puts(out, "],\"token_logprobs\":[");
-    put_list(c, events, count, LIST_LOGPROBS, chars, out);
-    buf_puts(out, "],\"top_logprobs\":");
-    if (c->options.top_logprobs > 0) {
-        buf_puts(out, "[");
-        put_list(c, events, count, LIST_TOP, chars, out);
-        buf_puts(out, "]");
-    } else {
-        buf_puts(out, "null");
-    }
-    buf_puts(out, ",\"text_offset\":[");
-    put_list(c, events, count, LIST_OFFSETS, chars, out);
-    buf_puts(out, "]}");
-}
-
-static void put_logprobs(const struct api_call *c, const struct request_event *events,
-                         uint32_t count, uint32_t chars, struct buf *out)
-{
-    buf_puts(out, ",\"logprobs\":");
-    if (!c->options.want_logprobs)
-        buf_puts(out, "null");
-    else if (c->kind == API_CHAT)
-        put_chat_logprobs(c, events, count, out);
-    else
-        put_completion_logprobs(c, events, count, chars, out);
-}
 
 /* ---- usage, account, timings ---------------------------------------------------------------- */
 
@@ -259,32 +112,47 @@ static void put_head(const struct api_call *c, const char *object, struct buf *o
     buf_puts(out, ",\"system_fingerprint\":\"switchyard-" SWITCHYARD_VERSION "\"");
 }
 
-/* The prompt's text again, for `echo`. */
-static void put_echo(const struct api_call *c, const struct request *r, struct buf *out)
+/* The prompt's text again, for `echo`; how many characters it has. */
+static uint32_t put_echo(const struct api_call *c, size_t prompt_idx, struct buf *out)
 {
-    const struct tokenizer *t = expert_tokenizer(c->expert);
-    struct detok d = {0};
     struct buf text = {0};
-    for (size_t i = 0; c->options.echo && i < r->prompt.count; i++)
-        detok_push(&d, t, r->prompt.ids[i], &text);
-    detok_end(&d, &text);
+    if (c->options.echo)
+        api_echo_text(c, prompt_idx, &text);
     json_put_escaped(out, text.data != NULL ? text.data : "", text.len);
+    uint32_t chars = api_count_chars(text.data, text.len);
     buf_done(&text);
+    return chars;
 }
 
-static void put_choice(const struct api_call *c, const struct request *r, uint32_t choice_idx,
+static void put_logprobs(const struct api_call *c, const struct api_scored *s, struct buf *out)
+{
+    buf_puts(out, ",\"logprobs\":");
+    if (c->options.want_logprobs)
+        api_put_logprobs(c, s, out);
+    else
+        buf_puts(out, "null");
+}
+
+static void put_choice(const struct api_call *c, size_t prompt_idx, uint32_t choice_idx,
                        uint32_t index, struct buf *out)
 {
+    const struct request *r = c->requests[prompt_idx];
     const struct request_choice *choice = &r->choice[choice_idx];
     uint32_t count = request_events(choice);
     buf_printf(out, "{\"index\":%u,%s", index,
                c->kind == API_CHAT ? "\"message\":{\"role\":\"assistant\",\"content\":\""
                                    : "\"text\":\"");
-    put_echo(c, r, out);
+    uint32_t chars = put_echo(c, prompt_idx, out);
     for (uint32_t i = 0; i < count; i++)
         json_put_escaped(out, choice->events[i].text, choice->events[i].text_len);
     buf_puts(out, c->kind == API_CHAT ? "\",\"refusal\":null}" : "\"");
-    put_logprobs(c, choice->events, count, 0, out);
+    put_logprobs(c,
+                 &(struct api_scored){.prompt = c->options.echo ? r : NULL,
+                                      .prompt_idx = prompt_idx,
+                                      .chars = chars,
+                                      .events = choice->events,
+                                      .count = count},
+                 out);
     buf_printf(out, ",\"finish_reason\":\"%s\"}",
                request_finish_name(choice->events[count - 1].finish));
 }
@@ -300,7 +168,7 @@ enum err_code api_call_render(struct api_call *c, struct buf *out, struct err *e
     for (size_t i = 0; i < c->requests_count; i++) {
         for (uint32_t k = 0; k < c->requests[i]->choices_count; k++) {
             buf_puts(out, index > 0 ? "," : "");
-            put_choice(c, c->requests[i], k, index++, out);
+            put_choice(c, i, k, index++, out);
         }
     }
     buf_puts(out, "],");
@@ -340,15 +208,21 @@ static void put_role_chunk(struct api_call *c, uint32_t index, struct buf *out)
     buf_puts(out, "}\n\n");
 }
 
-static void put_echo_chunk(struct api_call *c, const struct request *r, uint32_t index,
-                           struct buf *out)
+/* Returns the characters of the prompt: the answer's offsets go on from there. */
+static uint32_t put_echo_chunk(struct api_call *c, size_t prompt_idx, uint32_t index,
+                               struct buf *out)
 {
     open_chunk(c, index, out);
     buf_puts(out, ",\"text\":\"");
-    put_echo(c, r, out);
-    buf_puts(out, "\",\"logprobs\":null");
+    uint32_t chars = put_echo(c, prompt_idx, out);
+    buf_puts(out, "\"");
+    put_logprobs(c,
+                 &(struct api_scored){
+                     .prompt = c->requests[prompt_idx], .prompt_idx = prompt_idx, .chars = chars},
+                 out);
     close_chunk(c, NULL, out);
     buf_puts(out, "}\n\n");
+    return chars;
 }
 
 static void put_text_chunk(struct api_call *c, const struct request_event *ev, uint32_t index,
@@ -358,7 +232,7 @@ static void put_text_chunk(struct api_call *c, const struct request_event *ev, u
     buf_puts(out, c->kind == API_CHAT ? ",\"delta\":{\"content\":\"" : ",\"text\":\"");
     json_put_escaped(out, ev->text, ev->text_len);
     buf_puts(out, c->kind == API_CHAT ? "\"}" : "\"");
-    put_logprobs(c, ev, 1, chars, out);
+    put_logprobs(c, &(struct api_scored){.chars = chars, .events = ev, .count = 1}, out);
     close_chunk(c, NULL, out);
     buf_puts(out, "}\n\n");
 }
@@ -397,21 +271,26 @@ static bool put_error_event(struct api_call *c, struct buf *out)
 }
 
 /* What is new of one choice; stops early when `out` is large. */
-static void put_new_events(struct api_call *c, const struct request *r, uint32_t choice_idx,
-                           struct api_cursor *cur, uint32_t index, struct buf *out)
+static void put_new_events(struct api_call *c, size_t prompt_idx, uint32_t choice_idx,
+                           uint32_t index, struct buf *out)
 {
+    struct api_cursor *cur = &c->cursor[prompt_idx][choice_idx];
+    const struct request *r = c->requests[prompt_idx];
     const struct request_choice *choice = &r->choice[choice_idx];
     uint32_t count = request_events(choice);
+    /* The prompt's scores are the first choice's work. */
+    if (r->score_prompt && request_events(&r->choice[0]) == 0)
+        return;
     for (; cur->events_read < count && out->len < EVENTS_BYTES; cur->events_read++) {
         const struct request_event *ev = &choice->events[cur->events_read];
         if (!cur->opened && c->kind == API_CHAT)
             put_role_chunk(c, index, out);
         else if (!cur->opened && c->options.echo)
-            put_echo_chunk(c, r, index, out);
+            cur->text_chars = put_echo_chunk(c, prompt_idx, index, out);
         cur->opened = true;
-        if (ev->text_len > 0 || (c->options.want_logprobs && has_logprob(c, ev)))
+        if (ev->text_len > 0 || (c->options.want_logprobs && api_has_logprob(c, ev)))
             put_text_chunk(c, ev, index, cur->text_chars, out);
-        cur->text_chars += count_chars(ev->text, ev->text_len);
+        cur->text_chars += api_count_chars(ev->text, ev->text_len);
         cur->finish = ev->finish;
     }
 }
@@ -451,7 +330,7 @@ bool api_call_render_events(struct api_call *c, struct buf *out)
     bool error = false, done = api_call_done(c);
     for (size_t i = 0; i < c->requests_count; i++)
         for (uint32_t k = 0; k < c->requests[i]->choices_count; k++)
-            put_new_events(c, c->requests[i], k, &c->cursor[i][k], index++, out);
+            put_new_events(c, i, k, index++, out);
     uint32_t owed = put_finishes(c, done, &error, out);
     /* The error is complete once every request is done; until then the other choices go on. */
     if (error && done)

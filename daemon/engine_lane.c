@@ -177,7 +177,8 @@ static enum err_code open_lane(struct engine *g, struct engine_request *er, uint
     struct sequence_options opt = {.expert = r->expert, .tokens = r->prompt.ids,
                                    .tokens_count = r->prompt.count, .max_tokens = r->max_tokens,
                                    .sampling = r->sampling, .grammar = r->grammar,
-                                   .logprobs = r->want_logprobs ? (r->logprobs ? r->logprobs : 255) : 0};
+                                   .logprobs = r->want_logprobs ? (r->logprobs ? r->logprobs : 255) : 0,
+                                   .scores = r->score_prompt && choice == 0 ? &r->scores : NULL};
     opt.sampling.seed += choice; /* choices differ, and each is reproducible */
     enum err_code code = sequence_open(g->opt.experts, &opt, &l->seq, e);
     if (code != ERR_OK)

@@ -46,8 +46,19 @@ void request_unref(struct request **r)
         request_free(gone);
 }
 
+static void prepare_scores(struct request *r)
+{
+    struct prompt_scores *s = &r->scores;
+    s->top_count = r->logprobs == 255 ? 0 : r->logprobs;
+    s->logprob = arena_alloc(&r->memory, r->prompt.count * sizeof *s->logprob);
+    if (s->top_count > 0)
+        s->top = arena_alloc(&r->memory, r->prompt.count * s->top_count * sizeof *s->top);
+}
+
 void request_prepare_output(struct request *r)
 {
+    if (r->score_prompt)
+        prepare_scores(r);
     /* One event per token, one for text flushed at the end, one for an error. */
     uint32_t cap = r->max_tokens < UINT32_MAX - 2 ? r->max_tokens + 2 : UINT32_MAX;
     for (uint32_t i = 0; i < r->choices_count; i++) {

@@ -69,6 +69,7 @@ struct request {
     struct sampling sampling;  /* bias array owned by the request */
     struct grammar *grammar;   /* a reference; NULL = the answer may be anything */
     uint32_t max_tokens;
+    bool score_prompt;         /* log-probabilities of the prompt's own tokens are wanted: see scores */
     uint32_t logprobs;         /* top alternatives; 255 = chosen token only; 0 = none */
     bool want_logprobs;
     char *stops[REQUEST_STOPS_MAX]; /* owned */
@@ -76,7 +77,9 @@ struct request {
     uint32_t choices_count;
     int32_t priority;
 
-    /* Output. */
+    /* Output. `scores`: in `memory`; the first choice's sequence fills them, whole once that choice has an
+     * event. */
+    struct prompt_scores scores;
     struct request_choice choice[REQUEST_CHOICES_MAX];
     _Atomic int state;         /* enum request_state; engine writes */
     struct err error;          /* valid when a choice finished with ERROR */

@@ -253,6 +253,14 @@ size_t expert_adapter_segments(const struct expert *ex);
 /* ---- sequences: one generation timeline. Owned by the engine thread. ---- */
 
 struct sequence;
+/* What the model thought of each prompt token: the caller's memory, filled while the prompt runs and whole
+ * when the sequence has its first own token (or is done without one). Entry i belongs to token i; entry 0 has
+ * nothing before it and is never written. */
+struct prompt_scores {
+    float *logprob;            /* [tokens_count] */
+    struct token_logprob *top; /* [tokens_count, top_count] falling, or NULL */
+    uint32_t top_count;        /* <= 20 */
+};
 struct sequence_options {
     struct expert *expert;
     const int32_t *tokens;    /* the prompt, copied */
@@ -261,6 +269,7 @@ struct sequence_options {
     struct sampling sampling; /* bias copied */
     uint32_t logprobs;        /* top alternatives wanted per token, 0 = none, <= 20; 255 = chosen only */
     struct grammar *grammar;  /* what the answer must be, NULL = anything; the sequence takes its own reference */
+    const struct prompt_scores *scores; /* NULL = not wanted; outlives the sequence. Every prompt token is run. */
 };
 /* Could such a sequence ever run? ERR_CONTEXT or ERR_NO_MEMORY with the numbers. Any thread. */
 enum err_code experts_check_fit(const struct experts *x, const struct expert *ex, size_t prompt_tokens,

@@ -289,38 +289,41 @@ static int32_t sample_random(struct sequence *s, const float *logits, uint32_t v
     return draw(s, c, n);
 }
 
-/* The best token after `last` in falling order, ties by rising id; -1 = none. last -1: the best of all. */
-static int32_t next_below(const float *logits, uint32_t vocab, int32_t last)
+/* `top` is sorted; the last one falls out when it is full. Most rows' tokens end at the first comparison. */
+static uint32_t insert_top(struct token_logprob *top, uint32_t count, uint32_t want, int32_t id, float logit)
 {
-    int32_t pick = -1;
-    for (uint32_t i = 0; i < vocab; i++) {
-        if (last >= 0 && !(logits[i] < logits[last] || (logits[i] == logits[last] && (int32_t)i > last)))
-            continue;
-        if (pick < 0 || logits[i] > logits[pick])
-            pick = (int32_t)i;
-    }
-    return pick;
+    uint32_t at = count < want ? count : want - 1;
+    if (count == want && !(logit > top[at].logprob))
+        return count;
+    for (; at > 0 && logit > top[at - 1].logprob; at--)
+        top[at] = top[at - 1];
+    top[at] = (struct token_logprob){id, logit};
+    return BASE_MIN(count + 1, want);
+}
+
+uint32_t sample_logprobs(const float *logits, uint32_t vocab, int32_t id, uint32_t want, float *ret_logprob,
+                         struct token_logprob *ret_top)
+{
+    float best = logits[argmax(logits, vocab)];
+    double sum = 0;
+    uint32_t count = 0;
+    for (uint32_t i = 0; i < vocab; i++)
+        sum += exp((double)(logits[i] - best));
+    double lse = (double)best + log(sum);
+    *ret_logprob = (float)((double)logits[id] - lse);
+    for (uint32_t i = 0; want > 0 && i < vocab; i++)
+        if (!isnan(logits[i]))
+            count = insert_top(ret_top, count, want, (int32_t)i, logits[i]);
+    for (uint32_t i = 0; i < count; i++)
+        ret_top[i].logprob = (float)((double)ret_top[i].logprob - lse);
+    return count;
 }
 
 /* Log-probabilities are the model's own (before penalties and temperature), as the API reports them. */
 static void note_logprobs(struct sequence *s, const float *logits, uint32_t vocab, int32_t chosen)
 {
     uint32_t want = s->logprobs == 255 ? 0 : BASE_MIN(s->logprobs, (uint32_t)BASE_COUNT(s->top));
-    float best = logits[argmax(logits, vocab)];
-    double sum = 0;
-    for (uint32_t i = 0; i < vocab; i++)
-        sum += exp((double)(logits[i] - best));
-    double lse = (double)best + log(sum);
-    s->chosen_logprob = (float)((double)logits[chosen] - lse);
-    s->top_count = want;
-    for (uint32_t k = 0; k < want; k++) { /* at most 20 scans of the row: cheaper than a heap's branches */
-        int32_t pick = next_below(logits, vocab, k > 0 ? s->top[k - 1].id : -1);
-        if (pick < 0) {
-            s->top_count = k;
-            return;
-        }
-        s->top[k] = (struct token_logprob){pick, (float)((double)logits[pick] - lse)};
-    }
+    s->top_count = sample_logprobs(logits, vocab, chosen, want, &s->chosen_logprob, s->top);
 }
 
 /* Nothing may be chosen: the grammar is complete but end tokens were banned, or the vocabulary cannot spell

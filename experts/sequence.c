@@ -88,6 +88,7 @@ enum err_code sequence_open(struct experts *x, const struct sequence_options *op
     s->page_bytes = page_bytes_of(x, opt->expert);
     s->max_tokens = opt->max_tokens;
     s->logprobs = opt->logprobs;
+    s->scores = opt->scores;
     s->tokens = mem_array(need + 1, sizeof(*s->tokens));
     memcpy(s->tokens, opt->tokens, opt->tokens_count * sizeof(*s->tokens));
     s->tokens_count = s->prompt_count = opt->tokens_count;

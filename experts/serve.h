@@ -106,6 +106,7 @@ struct sequence {
     float chosen_logprob;
     uint32_t top_count;
     struct token_logprob top[20];
+    const struct prompt_scores *scores; /* NULL = nobody wants the prompt's log-probabilities */
     struct sampler_scratch *scratch; /* shared by the owner's sequences */
 };
 
@@ -119,6 +120,10 @@ struct sampler_scratch;
 struct sampler_scratch *sampler_scratch_open(uint32_t vocab);
 void sampler_scratch_close(struct sampler_scratch **s);
 int32_t sample_token(struct sequence *s, const float *logits, uint32_t vocab);
+/* The log-probability of `id` in a row of logits, and the `want` best tokens in falling order, ties by rising
+ * id; returns how many of those there are. */
+uint32_t sample_logprobs(const float *logits, uint32_t vocab, int32_t id, uint32_t want, float *ret_logprob,
+                         struct token_logprob *ret_top);
 
 /* step.c */
 enum err_code steps_open(struct experts *x, struct err *e) BASE_NODISCARD;

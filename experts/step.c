@@ -12,6 +12,7 @@ struct expert_step {
     struct experts *owner;
     struct base *base;
     bool open, eval;
+    bool scored;                    /* some prompt wants the log-probabilities of its tokens */
     uint32_t items_count, n_tokens, n_outs, groups_count, adapters_count;
     struct sequence **seq;          /* [max_step_items] */
     uint32_t *item_tokens;          /* [max_step_items] */
@@ -19,6 +20,7 @@ struct expert_step {
 
     int32_t *tokens;                /* [max_step_tokens] */
     uint32_t *pos, *seq_idx, *outs; /* [max_step_tokens] */
+    uint32_t *score_outs;           /* [logits rows] the rows of a piece of a scored prompt */
     void *const **kv_pages;         /* [max_step_items] */
     struct rdu_token_group *groups; /* [max_step_items] */
     struct adapter **adapters;      /* [max_step_items * SERVE_ADAPTERS_MAX], distinct */
@@ -58,6 +60,7 @@ static void step_free(struct expert_step *s)
     free(s->pos);
     free(s->seq_idx);
     free(s->outs);
+    free(s->score_outs);
     free((void *)s->kv_pages);
     free(s->groups);
     free(s->adapters);
@@ -83,6 +86,12 @@ static struct extents extents_of(const struct experts *x)
     return m;
 }
 
+/* Rows of the shared logits. */
+static uint32_t logits_rows(const struct experts *x)
+{
+    return BASE_MAX(x->opt.max_step_items, 32);
+}
+
 static enum err_code step_alloc(struct experts *x, struct expert_step *s, const struct extents *m,
                                 struct err *e)
 {
@@ -95,6 +104,7 @@ static enum err_code step_alloc(struct experts *x, struct expert_step *s, const 
     s->pos = mem_array(tokens, sizeof(*s->pos));
     s->seq_idx = mem_array(tokens, sizeof(*s->seq_idx));
     s->outs = mem_array(tokens, sizeof(*s->outs));
+    s->score_outs = mem_array(logits_rows(x), sizeof(*s->score_outs));
     s->kv_pages = mem_array(items, sizeof(*s->kv_pages));
     s->groups = mem_array(items, sizeof(*s->groups));
     s->adapters = mem_array(items * SERVE_ADAPTERS_MAX, sizeof(*s->adapters));
@@ -110,7 +120,7 @@ static enum err_code step_alloc(struct experts *x, struct expert_step *s, const 
 
 static enum err_code logits_alloc(struct experts *x, const struct extents *m, struct err *e)
 {
-    size_t rows = BASE_MAX(x->opt.max_step_items, 32);
+    size_t rows = logits_rows(x);
     x->logits_floats = rows * m->vocab;
     x->logits = map_floats(rows, m->vocab);
     if (x->logits == NULL)
@@ -235,7 +245,7 @@ static void make_segs(struct expert_step *s)
     s->ready_for_embed = s->segs_count;
     for (uint32_t i = 0; i < set->shape.layers; i++)
         add_seg(s, b->segs[set->layer_segment + i]);
-    if (s->n_outs == 0)
+    if (s->n_outs == 0 && !s->scored)
         return;
     add_seg(s, b->segs[set->norm_segment]);
     for (uint32_t i = 0; i < set->head_runs; i++)
@@ -256,7 +266,7 @@ static void fill_args(struct expert_step *s)
         .outs = s->outs, .globals = b->globals, .layers = b->layers, .window = b->window,
         .groups = s->groups, .groups_count = s->groups_count,
         .x = s->x, .logits = x->logits, .logits_stride = s->logits_stride};
-    s->stages = b->set->shape.layers + (s->n_outs ? 2 : 1);
+    s->stages = b->set->shape.layers + (s->n_outs || s->scored ? 2 : 1);
 }
 
 static struct expert_step *find_free(struct experts *x)
@@ -299,6 +309,7 @@ enum err_code step_open_eval(struct experts *x, const struct step_item *items, s
     s->base = items[0].seq->expert->base;
     s->items_count = (uint32_t)count;
     s->n_tokens = s->n_outs = s->groups_count = s->adapters_count = s->stage = 0;
+    s->scored = false;
     for (uint32_t i = 0; i < count; i++) {
         s->seq[i] = items[i].seq;
         s->item_tokens[i] = items[i].n_tokens;
@@ -308,6 +319,7 @@ enum err_code step_open_eval(struct experts *x, const struct step_item *items, s
         add_group(s, i, s->n_tokens);
         add_item_tokens(s, i, all_outs);
         add_adapters(s, s->seq[i]->expert);
+        s->scored |= s->seq[i]->scores != NULL && !all_outs;
     }
     make_segs(s);
     fill_args(s);
@@ -428,6 +440,54 @@ static void refresh_stages(struct expert_step *s, uint32_t to)
     }
 }
 
+/* The head over `count` rows of score_outs, which belong to the tokens from `from` on of seq: each row says
+ * how likely the token after it was. */
+static void score_rows(struct expert_step *s, struct sequence *seq, size_t from, uint32_t count)
+{
+    const struct prompt_scores *sc = seq->scores;
+    uint32_t head = s->base->set->shape.layers + 1, vocab = rdu_program_vocab(s->base->program);
+    struct rdu_args args = s->args;
+    args.outs = s->score_outs;
+    args.n_outs = count;
+    rdu_node_run(s->owner->opt.node, s->base->program, &args, head, head + 1);
+    for (uint32_t i = 0; i < count; i++) {
+        size_t at = from + i + 1;
+        sample_logprobs(step_logits(s, i), vocab, seq->tokens[at], sc->top_count, &sc->logprob[at],
+                        sc->top ? sc->top + at * sc->top_count : NULL);
+    }
+}
+
+/* Hidden states of the whole step are there; logits have room for few rows: the head runs in pieces. */
+static void score_prompts(struct expert_step *s)
+{
+    uint32_t first = 0, rows = logits_rows(s->owner);
+    for (uint32_t i = 0; i < s->items_count; first += s->item_tokens[i++]) {
+        struct sequence *seq = s->seq[i];
+        size_t from = seq->run_count, to = BASE_MIN(from + s->item_tokens[i], seq->prompt_count - 1);
+        if (seq->scores == NULL)
+            continue;
+        for (size_t at = from; at < to; at += rows) {
+            uint32_t n = (uint32_t)BASE_MIN(to - at, rows);
+            for (uint32_t k = 0; k < n; k++)
+                s->score_outs[k] = first + (uint32_t)(at - from) + k;
+            score_rows(s, seq, at, n);
+        }
+    }
+}
+
+static void run_stages(struct expert_step *s, uint32_t to)
+{
+    uint32_t head = s->base->set->shape.layers + 1;
+    bool score = s->scored && to > head;
+    uint32_t until = score ? head : to;
+    if (until > s->stage)
+        rdu_node_run(s->owner->opt.node, s->base->program, &s->args, s->stage, until);
+    if (score)
+        score_prompts(s);
+    if (score && s->n_outs)
+        rdu_node_run(s->owner->opt.node, s->base->program, &s->args, head, to);
+}
+
 /* The step is through: tokens count as run, and sequences with nothing pending get their next token. */
 static void finish(struct expert_step *s)
 {
@@ -460,7 +520,7 @@ enum step_state expert_step_advance(struct expert_step *s, struct err *e)
     if (to > s->stage) {
         uint64_t start = clock_ns();
         refresh_stages(s, to);
-        rdu_node_run(x->opt.node, s->base->program, &s->args, s->stage, to);
+        run_stages(s, to);
         s->stats.run_ns += clock_ns() - start;
         s->stage = to;
     }

@@ -127,9 +127,10 @@ static enum request_finish one_token(struct job *j, uint32_t at, bool *ended)
         int32_t id = (unsigned char)j->script.text[at % strlen(j->script.text)];
         if (ended[i])
             continue;
-        if (at >= j->script.tokens) {
+        if (at >= j->script.tokens || r->max_tokens == 0) {
             output_end(&j->output[i], &visible);
-            publish(r, i, -1, &visible, REQUEST_FINISH_STOP);
+            publish(r, i, -1, &visible,
+                    r->max_tokens == 0 ? REQUEST_FINISH_LENGTH : REQUEST_FINISH_STOP);
             ended[i] = true;
         } else {
             bool stop = output_push(&j->output[i], id, &visible);
@@ -155,10 +156,23 @@ static void finish_all(struct job *j, bool *ended, enum request_finish finish)
             publish(j->request, i, -1, NULL, finish);
 }
 
+/* Token i of the prompt: -i / 8, and the alternatives as for the answer's tokens. */
+static void score_prompt(struct request *r)
+{
+    const struct prompt_scores *s = &r->scores;
+    for (size_t i = 1; r->score_prompt && i < r->prompt.count; i++) {
+        s->logprob[i] = -(float)i / 8;
+        for (uint32_t k = 0; k < s->top_count; k++)
+            s->top[i * s->top_count + k] =
+                (struct token_logprob){.id = (int32_t)('a' + k), .logprob = -0.1f * (float)(k + 1)};
+    }
+}
+
 static void generate(struct job *j)
 {
     struct request *r = j->request;
     bool ended[REQUEST_CHOICES_MAX] = {0};
+    score_prompt(r);
     for (uint32_t at = 0;; at++) {
         if (is_cancelled(j)) {
             finish_all(j, ended, REQUEST_FINISH_CANCELLED);

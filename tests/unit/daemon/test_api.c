@@ -68,7 +68,8 @@ static void chat_fields_out_of_range_are_named(void **state)
         {"\"logprobs\":2", "logprobs", ERR_INVALID},
         {"\"user\":5", "user", ERR_INVALID},
         {"\"response_format\":{\"type\":\"xml\"}", "response_format.type", ERR_UNSUPPORTED},
-        {"\"response_format\":{\"type\":\"json_schema\"}", "response_format.json_schema", ERR_INVALID},
+        {"\"response_format\":{\"type\":\"json_schema\"}", "response_format.json_schema",
+         ERR_INVALID},
         {"\"response_format\":{\"type\":\"json_schema\",\"json_schema\":{\"name\":\"x\",\"schema\":"
          "{\"properties\":{\"a\":{\"pattern\":\"(?=x)\"}}}}}",
          "response_format.json_schema.schema.properties.a.pattern", ERR_UNSUPPORTED},
@@ -172,7 +173,7 @@ static void completion_fields_are_checked(void **state)
         {"\"prompt\":\"a\",\"logprobs\":21", "logprobs", ERR_INVALID},
         {"\"prompt\":\"a\",\"suffix\":\"b\"", "suffix", ERR_UNSUPPORTED},
         {"\"prompt\":\"a\",\"best_of\":3", "best_of", ERR_UNSUPPORTED},
-        {"\"prompt\":\"a\",\"echo\":true,\"logprobs\":1", "echo", ERR_UNSUPPORTED},
+        {"\"prompt\":\"a\",\"max_tokens\":-1", "max_tokens", ERR_INVALID},
         {"\"prompt\":[\"a\",\"b\",\"c\",\"d\",\"e\"],\"n\":13", "n", ERR_INVALID},
     };
     struct rig r;
@@ -358,8 +359,10 @@ static void a_wanted_form_reaches_the_request(void **state)
         {"\"response_format\":null,\"grammar\":\"\"", false},
         {"\"response_format\":{\"type\":\"json_object\"}", true},
         {"\"response_format\":{\"type\":\"json_object\",\"schema\":{\"type\":\"object\"}}", true},
-        {"\"response_format\":{\"type\":\"json_schema\",\"json_schema\":{\"name\":\"x\",\"strict\":true,"
-         "\"schema\":{\"type\":\"integer\"}}}", true},
+        {"\"response_format\":{\"type\":\"json_schema\",\"json_schema\":{\"name\":\"x\",\"strict\":"
+         "true,"
+         "\"schema\":{\"type\":\"integer\"}}}",
+         true},
         {"\"json_schema\":{\"type\":\"integer\"}", true},
         {"\"grammar\":\"root ::= [a-z]+\"", true},
     };
@@ -536,6 +539,42 @@ static void logprobs_have_an_entry_per_token(void **state)
     rig_close(&r);
 }
 
+static void echo_scores_the_prompt(void **state)
+{
+    struct rig r;
+    rig_open_api(&r, 2);
+    json_t *v = answer(&r, API_COMPLETION,
+                       "{\"model\":\"alpha\",\"prompt\":\"ab\\u00e9\",\"echo\":true,\"logprobs\":2,"
+                       "\"max_tokens\":2}");
+    const json_t *lp =
+        json_object_get(json_array_get(json_object_get(v, "choices"), 0), "logprobs");
+    const json_t *tokens = json_object_get(lp, "tokens"),
+                 *top = json_object_get(lp, "top_logprobs");
+    assert_string_equal(text_of(v, 0), "ab\xc3\xa9He");
+    assert_int_equal(json_array_size(tokens), 6);
+    assert_string_equal(json_string_value(json_array_get(tokens, 2)), "bytes:\\xc3");
+    assert_true(json_is_null(json_array_get(json_object_get(lp, "token_logprobs"), 0)));
+    assert_true(json_is_null(json_array_get(top, 0)));
+    assert_float_equal(json_real_value(json_array_get(json_object_get(lp, "token_logprobs"), 3)),
+                       -0.375, 1e-6);
+    assert_int_equal(json_object_size(json_array_get(top, 1)), 2);
+    /* Four bytes are three characters; the answer's offsets go on behind them. */
+    assert_int_equal(json_integer_value(json_array_get(json_object_get(lp, "text_offset"), 5)), 4);
+    json_decref(v);
+    v = answer(&r, API_COMPLETION,
+               "{\"model\":\"org/beta\",\"prompt\":\"ab\",\"echo\":true,\"logprobs\":0,"
+               "\"max_tokens\":0}");
+    lp = json_object_get(json_array_get(json_object_get(v, "choices"), 0), "logprobs");
+    assert_string_equal(text_of(v, 0), "ab");
+    /* The start that the tokenizer added has an entry, but no text. */
+    assert_int_equal(json_array_size(json_object_get(lp, "tokens")), 3);
+    assert_string_equal(json_string_value(json_array_get(json_object_get(lp, "tokens"), 0)), "");
+    assert_true(json_is_null(json_object_get(lp, "top_logprobs")));
+    assert_int_equal(usage_of(v, "completion_tokens"), 0);
+    json_decref(v);
+    rig_close(&r);
+}
+
 static void a_failed_generation_is_an_error_and_no_answer(void **state)
 {
     struct rig r;
@@ -585,6 +624,7 @@ int main(void)
         cmocka_unit_test(several_prompts_are_several_choices),
         cmocka_unit_test(stop_strings_are_not_shown),
         cmocka_unit_test(logprobs_have_an_entry_per_token),
+        cmocka_unit_test(echo_scores_the_prompt),
         cmocka_unit_test(a_failed_generation_is_an_error_and_no_answer),
         cmocka_unit_test(text_of_any_bytes_becomes_json),
     };
