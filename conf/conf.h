@@ -53,7 +53,7 @@ struct conf {
     uint64_t tiers_hbm_bytes;  /* 0 = automatic */
     uint64_t tiers_ddr_bytes;  /* 0 = none */
     uint64_t tiers_nvme_bytes; /* 0 = no limit */
-    char *tiers_policy;        /* lru | gdsf */
+    char *tiers_policy;        /* gdsf | lru */
     enum conf_loader tiers_loader;
     enum conf_verify tiers_verify;
     /* rdu */

@@ -82,7 +82,7 @@ const struct conf_key conf_top_keys[] = {
      .kind = CONF_KIND_TEXT,
      TOP(tiers_policy),
      .choices = "lru|gdsf",
-     .default_text = "lru",
+     .default_text = "gdsf",
      .help = "What is evicted first: lru = used longest ago, gdsf = cheapest to bring back per "
              "byte and use."},
     {.name = "tiers.loader",

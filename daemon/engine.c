@@ -82,15 +82,19 @@ static void *engine_main(void *arg)
         engine_drop_cancelled(g);
         if (atomic_load(&g->stop) && atomic_load(&g->running) == 0)
             break;
+        engine_run_orders(g);
         engine_admit(g);
+        engine_look(g);
         engine_move_adapters(g);
         bool moved = engine_advance(g);
+        engine_note_loads(g);
         bool opened = engine_open_next(g, &wake_ns);
         if (!moved && !opened)
             wait_for_work(g, wake_ns);
     }
     if (g->warm)
         memtier_release(g->opt.memtier, &g->warm);
+    engine_end_orders(g);
     return NULL;
 }
 
@@ -101,6 +105,7 @@ static void engine_free(struct engine *g)
     for (uint32_t i = 0; i < STEPS_MAX; i++)
         free(g->open[i].lanes);
     ring_close(&g->ring);
+    engine_close_orders(g);
     buf_done(&g->visible);
     lock_done(&g->stats_lock);
     free(g->lanes);
@@ -134,6 +139,8 @@ enum err_code engine_open(const struct engine_options *opt, struct engine **ret,
         g->open[i].lanes = mem_array(g->opt.max_sequences, sizeof(struct lane *));
     lock_init(&g->stats_lock, LOCK_RANK_METRICS, "engine stats");
     enum err_code code = ring_open(&g->ring, BASE_MAX(opt->max_queue, 1), e);
+    if (code == ERR_OK)
+        code = engine_open_orders(g, e);
     if (code == ERR_OK)
         code = thread_start(&g->thread, "engine", engine_main, g, e);
     if (code != ERR_OK) {
@@ -238,6 +245,8 @@ void engine_stats(struct engine *g, struct engine_stats *ret)
     lock_drop(&g->stats_lock);
     ret->running = atomic_load(&g->running);
     ret->queued = atomic_load(&g->queued);
+    ret->loading = atomic_load(&g->loading);
+    ret->expired = atomic_load(&g->expired);
     memtier_stats(g->opt.memtier, &ret->memtier);
     ret->kv_pages = ret->memtier.pages;
     ret->kv_bytes = ret->memtier.bytes_by_kind[MEMTIER_KIND_KV];

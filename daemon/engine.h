@@ -14,6 +14,7 @@ struct engine_options {
     struct rdu_node *node;
     struct expert *generalist; /* loaded first and held; NULL = none */
     uint32_t max_sequences, max_queue, max_defer_ms, prefill_chunk;
+    const uint64_t *ttl_ns;    /* [experts] after its last use an expert leaves hbm, 0 = never; copied; NULL = none */
 };
 
 /* Starts the thread. */
@@ -40,7 +41,8 @@ struct engine_stats {
         requests_failed;
     uint64_t switches[4];      /* by enum memtier_tier origin: steps whose expert differs from the last */
     uint64_t prefix_tokens_reused, node_ns;
-    uint32_t running, queued, loading;
+    uint32_t running, queued, loading; /* loading: running ones that wait for weights */
+    uint64_t expired;          /* experts that left hbm because their time to live had passed */
     struct hist step_hist, switch_hist[4]; /* switch: decision to first launch */
     struct hist inter_token_hist, queue_hist;
     uint64_t kv_pages, kv_bytes;

@@ -78,6 +78,7 @@ static void request_end(struct engine *g, struct engine_request *er, enum reques
     if (r->account.first_token_ns)
         r->account.decode_ns = r->account.done_ns - r->account.first_token_ns;
     note_request_done(g, r, finish);
+    engine_note_demand(g, r, -1);
     r->engine = NULL;
     free(er);
     engine_set_state(r, REQUEST_DONE);
@@ -148,6 +149,7 @@ void engine_take_submissions(struct engine *g)
         struct engine_request *er = mem_alloc(sizeof(*er));
         er->request = r;
         r->engine = er;
+        engine_note_demand(g, r, 1);
         struct engine_request **at = &g->waiting;
         while (*at && (*at)->request->priority >= r->priority)
             at = &(*at)->next;
@@ -275,7 +277,7 @@ bool engine_in_flight(struct engine *g)
         if (g->lanes[i].load)
             return true;
     memtier_stats(g->opt.memtier, &st);
-    return g->warm != NULL || st.jobs_out > 0; /* cancelled loads and copies to ddr end by themselves */
+    return g->warm != NULL || g->open_orders != NULL || st.jobs_out > 0; /* cancelled loads and copies to ddr end by themselves */
 }
 
 /* In order: a large request at the head is not overtaken for ever by small ones behind it. */

@@ -4,6 +4,7 @@
 #define SWITCHYARD_DAEMON_ENGINE_PRIVATE_H
 
 #include "daemon/engine.h"
+#include "daemon/engine_order.h"
 #include "daemon/output.h"
 #include "daemon/sched.h"
 
@@ -39,6 +40,12 @@ struct open_step {
     enum memtier_tier origin;
 };
 
+/* An expert's memory as operators and the configuration want it. */
+struct engine_memory {
+    bool held;
+    uint64_t used_ns, ttl_ns;
+};
+
 struct engine {
     struct engine_options opt;
     pthread_t thread;
@@ -59,10 +66,18 @@ struct engine {
     uint64_t *expert_step_no;    /* [experts] number of the last step it was in */
     uint64_t step_no;
     struct buf visible;
+    struct ring *orders;         /* submissions of engine_order.h */
+    struct engine_order *open_orders; /* those that wait for a load */
+    struct engine_memory *memory; /* [experts] */
+    uint64_t looked_ns;
+    bool queue_changed;          /* who waits is not who waited when loads were last looked ahead */
     struct memtier_lease *warm;  /* the generalist on its way in */
     bool holding;                /* the generalist's segments are held */
 
-    struct lock stats_lock;      /* guards stats and expert_tokens */
+    struct lock stats_lock;      /* guards stats, expert_tokens and places */
+    struct engine_place *places; /* [experts] */
+    _Atomic uint32_t loading;    /* engine writes, any thread reads */
+    _Atomic uint64_t expired;
     struct engine_stats stats;
     uint64_t *expert_tokens;
     _Atomic uint64_t request_ns; /* moving average of a request's time on a lane, for Retry-After */
@@ -82,6 +97,18 @@ bool engine_in_flight(struct engine *g);
 bool engine_lane_cancelled(const struct engine *g, const struct lane *l);
 void engine_drop_cancelled(struct engine *g);
 void engine_move_adapters(struct engine *g);
+
+/* engine_order.c */
+enum err_code engine_open_orders(struct engine *g, struct err *e) BASE_NODISCARD;
+void engine_close_orders(struct engine *g);
+void engine_run_orders(struct engine *g);
+void engine_end_orders(struct engine *g); /* the thread ends: refuse what is left */
+/* Once a loop: look-ahead, times to live, and where everything is. */
+void engine_look(struct engine *g);
+/* Progress of loads, for the requests that wait for them. */
+void engine_note_loads(struct engine *g);
+/* +1 when a request is queued, -1 when it has ended. */
+void engine_note_demand(struct engine *g, const struct request *r, int change);
 
 /* engine_step.c */
 void engine_close_step(struct open_step *o);

@@ -321,6 +321,7 @@ enum err_code expert_step_open(struct experts *x, const struct step_item *items,
 /* Run from the next stage to the last resident one. Never waits. */
 enum step_state expert_step_advance(struct expert_step *s, struct err *e);
 void expert_step_stats(const struct expert_step *s, struct step_stats *ret);
+uint64_t expert_step_missing_bytes(const struct expert_step *s); /* of load_bytes, what is still on its way */
 /* Releases the pins; a step not DONE is cancelled: its sequences stay as before it. */
 void expert_step_close(struct expert_step **s);
 

@@ -537,6 +537,11 @@ void expert_step_stats(const struct expert_step *s, struct step_stats *ret)
     *ret = s->stats;
 }
 
+uint64_t expert_step_missing_bytes(const struct expert_step *s)
+{
+    return memtier_lease_missing_bytes(s->lease);
+}
+
 void expert_step_close(struct expert_step **sp)
 {
     struct expert_step *s = *sp;

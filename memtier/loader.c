@@ -23,15 +23,12 @@
 #include <unistd.h>
 #include <xxhash.h>
 
-/* 2 MiB x 16: on a virtio disk of 3 GB/s nothing between 1 MiB x 32 and 4 MiB x 16 was better
- * beyond noise, 1 MiB x 8 was worse; and a chunk is short enough that a demand read never waits
- * long behind a prefetch. */
-#define CHUNK_BYTES ((uint64_t)2 << 20)
+/* A block is also short enough that a demand read never waits long behind a prefetch. */
 /* Beginning a read into memory that is not populated yet faults it in, inside the system call;
  * after so much of it look at what has ended, or the first layer waits for the faults of all that
  * follow. */
 #define RAW_BYTES ((uint64_t)4 << 20)
-#define URING_DEPTH 16
+#define URING_DEPTH 32
 #define PREAD_THREADS 8
 #define PREFETCH_DEPTH 2
 #define COPY_PIECE ((uint64_t)4 << 20)
@@ -63,6 +60,7 @@ struct loader {
 
     /* ---- the loader thread's own ---- */
     struct io *io;
+    struct memtier_shape shape;
     bool registering;
     /* The pool as it was at open: slabs that a larger budget adds later stay unregistered. */
     uint64_t pool_bytes;
@@ -231,7 +229,7 @@ static bool check_piece(struct loader *l)
 static uint32_t chunk_bytes(const struct loader *l, const struct load_job *job, int32_t *ret_buffer)
 {
     uint64_t left = load_padded(job->bytes) - job->next_offset;
-    uint64_t bytes = BASE_MIN(left, CHUNK_BYTES);
+    uint64_t bytes = BASE_MIN(left, (uint64_t)l->shape.block_bytes);
     *ret_buffer = -1;
     const unsigned char *dst = job->dst + job->next_offset;
     const struct pool *p = l->opt.pool;
@@ -372,7 +370,7 @@ static bool step_list(struct loader *l, struct load_job **list)
 
 static bool may_begin(const struct loader *l)
 {
-    return l->inflight < l->io->depth && l->raw_bytes < RAW_BYTES;
+    return l->inflight < l->shape.depth && l->raw_bytes < RAW_BYTES;
 }
 
 static void issue(struct loader *l)
@@ -682,6 +680,24 @@ static enum err_code choose(struct loader *l, struct err *e)
     return try_pread(l, true, why.msg, e);
 }
 
+/* Measured or not, what is used shows in the text. */
+static void choose_shape(struct loader *l)
+{
+    double rate = 0;
+    char block[32], text[128];
+    l->shape = (struct memtier_shape){IO_BLOCK_DEFAULT, BASE_MIN(l->io->depth, 16u)};
+    if (l->opt.measure_path != NULL)
+        rate = load_measure_shape(l->io, l->opt.measure_path, l->files.direct, &l->shape);
+    snprintf(text, sizeof(text), "; %u x %s", l->shape.depth,
+             size_format(l->shape.block_bytes, block, sizeof(block)));
+    size_t at = strlen(l->texts[0]);
+    snprintf(l->texts[0] + at, sizeof(l->texts[0]) - at, "%s%s", text,
+             rate > 0 ? "" : " unmeasured");
+    if (rate > 0)
+        snprintf(l->texts[0] + at + strlen(text), sizeof(l->texts[0]) - at - strlen(text),
+                 ", measured %.2f GB/s", rate * 1e-9);
+}
+
 static void init_reads(struct loader *l)
 {
     l->reads = mem_array(l->io->depth, sizeof(*l->reads));
@@ -721,6 +737,7 @@ static void *loader_run(void *arg)
     struct loader *l = arg;
     l->start_rc = choose(l, &l->start_err);
     if (l->start_rc == ERR_OK) {
+        choose_shape(l);
         init_reads(l);
         l->files.io = l->io;
         l->hash = XXH3_createState();
@@ -802,6 +819,11 @@ void loader_close(struct loader **lp)
 const char *loader_text(const struct loader *l)
 {
     return atomic_load_explicit(&l->text, memory_order_acquire); /* pairs with set_text */
+}
+
+struct memtier_shape loader_shape(const struct loader *l)
+{
+    return l->shape;
 }
 
 struct ring *loader_wake_ring(struct loader *l)

@@ -46,6 +46,9 @@ struct io_options {
     unsigned depth;
     uint32_t files, buffers; /* sizes of the registration tables, 0 = none */
 };
+/* A shape worth its name: fixed when the loader opens. */
+#define IO_BLOCK_DEFAULT ((uint32_t)2 << 20)
+#define IO_BLOCK_MAX ((uint32_t)4 << 20)
 enum err_code io_open_uring(const struct io_options *opt, struct io **ret,
                             struct err *e) BASE_NODISCARD;
 enum err_code io_open_pread(const struct io_options *opt, struct io **ret,
@@ -73,6 +76,11 @@ struct load_files {
 };
 /* Open, long enough and registered; else an errno and what to say before it. */
 int load_file_ready(struct load_files *t, struct load_file *f, const char **ret_text);
+/* Times a few block sizes and depths by reading parts of the file, each twice, alternating; for
+ * about 0.1 s. Keeps *shape unless another is clearly better. Bytes per second of the best, 0 = not
+ * measured (the file is too small). No other read may be in flight. */
+double load_measure_shape(struct io *io, const char *path, bool direct,
+                          struct memtier_shape *shape);
 void load_files_close(struct load_files *t); /* no read may be in flight */
 
 enum job_kind {
@@ -130,7 +138,9 @@ struct loader_options {
     enum memtier_loader kind;
     struct pool *pool;      /* whose slabs are registered */
     const char *probe_path; /* an existing file of at least MEMTIER_ALIGN bytes in the store */
-    size_t jobs_max;        /* out at once */
+    const char
+        *measure_path; /* time block sizes and depths on this file; NULL = take the default */
+    size_t jobs_max;   /* out at once */
     int (*fault)(void *ctx, uint64_t file_offset, size_t bytes);
     void *fault_ctx;
 };
@@ -139,6 +149,7 @@ enum err_code loader_open(const struct loader_options *opt, struct loader **ret,
                           struct err *e) BASE_NODISCARD;
 void loader_close(struct loader **l); /* cancels what is out; those jobs are not handed back */
 const char *loader_text(const struct loader *l);
+struct memtier_shape loader_shape(const struct loader *l); /* fixed at open */
 struct ring *loader_wake_ring(struct loader *l);
 /* Engine side. `submit` with at most jobs_max out cannot fail. `next` gives a finished job or NULL.
  */

@@ -112,7 +112,8 @@ struct memtier_options {
     uint64_t hbm_bytes, ddr_bytes;
     enum memtier_loader loader;
     enum memtier_verify verify;
-    const char *policy; /* "lru", "gdsf"; NULL = "lru" */
+    const char *policy; /* "lru", "gdsf"; NULL = "gdsf" */
+    bool measure;       /* time block sizes and depths at open and read with the best (0.1 s) */
     /* Fault injection for tests: called on the loader thread before each read; a nonzero errno
      * makes the read fail with it. */
     int (*fault)(void *ctx, uint64_t file_offset, size_t bytes);
@@ -129,7 +130,8 @@ const char *memtier_loader_text(const struct memtier *m);
 /* Every segment of the store gets an index at open; UINT32_MAX = unknown hash. */
 uint32_t memtier_find(const struct memtier *m, struct hash128 hash);
 uint64_t memtier_segment_bytes(const struct memtier *m, uint32_t seg);
-/* What a segment or page of so many bytes takes of the budget: room is given out in larger pieces. Pure. */
+/* What a segment or page of so many bytes takes of the budget: room is given out in larger pieces.
+ * Pure. */
 uint64_t memtier_footprint(uint64_t bytes);
 
 /* A lease pins an ordered list of segments: all or none. Resident ones are pinned at once, the
@@ -146,6 +148,8 @@ size_t memtier_lease_ready(const struct memtier_lease *l);
 bool memtier_lease_ok(const struct memtier_lease *l, struct err *e);
 uint64_t memtier_lease_load_bytes(const struct memtier_lease *l); /* not resident when reserved */
 uint64_t memtier_lease_ready_ns(const struct memtier_lease *l);   /* clock_ns of the last arrival */
+/* Of load_bytes, what is still on its way. */
+uint64_t memtier_lease_missing_bytes(const struct memtier_lease *l);
 /* The farthest tier anything in it came from. */
 enum memtier_tier memtier_lease_origin(const struct memtier_lease *l);
 /* Unfinished loads that nobody else waits for are cancelled. */
@@ -157,6 +161,8 @@ enum memtier_tier memtier_where(const struct memtier *m, uint32_t seg);
 /* Held segments are not evicted (router, generalist). Nested: each hold needs an unhold. */
 void memtier_hold(struct memtier *m, uint32_t seg);
 void memtier_unhold(struct memtier *m, uint32_t seg);
+uint32_t memtier_holds(const struct memtier *m, uint32_t seg); /* how many */
+uint64_t memtier_held_bytes(const struct memtier *m);          /* of the budget, resident or not */
 
 /* Mutable memory from the same budget: KV pages. NULL = does not fit even after evicting what may
  * be evicted. `memtier_page_room` says how many more of `bytes` each could be given now. */
@@ -170,10 +176,15 @@ uint64_t memtier_room(const struct memtier *m); /* bytes neither pinned, held no
 /* Take in segments that were committed to the store since open (or moved by a repair). Indices of
  * known segments do not change. */
 enum err_code memtier_refresh(struct memtier *m, struct err *e) BASE_NODISCARD;
-/* Requests that are already routed will need the segment: `change` is +1 when one is queued, -1
- * when it has its lease or is gone. The policy evicts such a segment only when nothing else is
- * left. */
-void memtier_demand(struct memtier *m, uint32_t seg, int change);
+/* A request that is already routed will need these segments: +1 when it is queued, -1 when it has
+ * ended. The policy evicts such a segment only when nothing else is left, and +1 is also what the
+ * policy counts as one use: a request takes hundreds of reservations, and a count of those would
+ * forget everything within a few requests. Reservations count for segments that nobody demands. */
+void memtier_demand(struct memtier *m, const uint32_t *segs, size_t count, int change);
+/* Evict now what of these is resident, unpinned, unheld and not demanded, as if its room were
+ * needed: to ddr if `to_ddr` and there is room, else dropped from ddr too. Returns bytes evicted.
+ */
+uint64_t memtier_drop(struct memtier *m, const uint32_t *segs, size_t count, bool to_ddr);
 /* Load what is absent, in order, into free space only and behind every demand load; needs no
  * release, may be evicted like anything else, and gives way when a reservation needs the room. Does
  * nothing while more than half of what it fetched lately was never used. Returns segments begun. */
@@ -204,17 +215,43 @@ struct memtier_stats {
     uint64_t hits, misses;               /* segments of reservations found / not found in hbm */
     uint64_t loads, load_bytes, load_ns; /* nvme -> hbm; ns = sum over busy time of the loader */
     uint64_t evictions, evicted_bytes, cancelled, failed, waiters, segments_resident;
-    struct hist load_hist;              /* per segment, submit to resident */
+    uint64_t evictions_by_kind[MEMTIER_KINDS], ddr_evictions;
+    uint64_t ddr_hits, ddr_misses;      /* of those not found in hbm: found / not found in ddr */
     uint64_t load_retries, load_cpu_ns; /* CPU time of the loader thread */
     double load_rate;                   /* bytes/s while busy, recent; 0 = not measured */
     uint64_t demotions, promotions, copy_bytes, copy_ns; /* hbm -> ddr, ddr -> hbm */
+    uint64_t demote_bytes, promote_bytes;
     uint64_t prefetched, prefetch_used, prefetch_wasted; /* segments */
     uint64_t pages;                                      /* KV pages given out now */
     uint64_t largest_free; /* bytes of the longest free run: fragmentation against hbm_used */
     uint64_t compacted_bytes;
     uint64_t jobs_out; /* loads and copies the loader has now */
+    /* Per segment, submit to done; last, because they are large and seldom change. */
+    struct hist load_hist, promote_hist, demote_hist;
 };
 void memtier_stats(const struct memtier *m, struct memtier_stats *ret); /* any thread (locks) */
+
+/* ==== The device alone ==========================================================================
+ * What the loader is compared with: the same bytes read directly by a reader that does nothing
+ * else. One thread; blocks. */
+struct memtier_device;
+struct memtier_shape {
+    uint32_t block_bytes, depth;
+};
+/* For reads of up to `bytes_max` into memory of its own, populated and registered where allowed. */
+enum err_code memtier_device_open(uint64_t bytes_max, struct memtier_device **ret,
+                                  struct err *e) BASE_NODISCARD;
+void memtier_device_close(struct memtier_device **d);
+/* Nanoseconds that reading [0, bytes) of the file took. ERR_UNSUPPORTED: direct reads are refused
+ * there. */
+enum err_code memtier_device_read(struct memtier_device *d, const char *path, uint64_t bytes,
+                                  struct memtier_shape shape, uint64_t *ret_ns,
+                                  struct err *e) BASE_NODISCARD;
+/* The data file with most of the object's bytes, for measuring what the loader is up against;
+ * caller frees; NULL = the object has none. */
+char *memtier_store_data_file(const struct memtier_store *s, const struct memtier_object *o);
+/* How the loader cuts its reads. */
+struct memtier_shape memtier_loader_shape(const struct memtier *m);
 
 /* ==== Policies alone: pure functions ===========================================================
  * The same code that decides in the daemon, for whoever replays it on virtual time. Any thread. */

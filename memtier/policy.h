@@ -1,6 +1,6 @@
 /* Private to memtier/: what an eviction policy is inside; what it sees and answers is in memtier.h.
- * It decides only: it moves no byte, takes no lock, reads no clock, and sees nothing but the view of
- * one segment, so the same code serves the daemon, the tests and a replay. */
+ * It decides only: it moves no byte, takes no lock, reads no clock, and sees nothing but the view
+ * of one segment, so the same code serves the daemon, the tests and a replay. */
 #ifndef SWITCHYARD_MEMTIER_POLICY_H
 #define SWITCHYARD_MEMTIER_POLICY_H
 

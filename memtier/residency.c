@@ -54,11 +54,16 @@ void publish_stats(struct memtier *m)
         m->stats.largest_free = (uint64_t)extents_largest(&m->hbm.extents) * POOL_GRANULE;
     }
     m->stats.jobs_out = m->jobs_out;
+    assert(m->draining || m->hbm.extents.used <= m->hbm.extents.limit);
+    assert(m->ddr.extents.used <= m->ddr.extents.limit);
     lock_take(&m->lock);
-    /* Everything before the histogram, which is the loader's: 2.6 KiB that need not move here. */
+    /* Everything before the histograms: 2.6 KiB each that need not move on every call. */
     memcpy(&m->shown, &m->stats, offsetof(struct memtier_stats, load_hist));
-    size_t after = offsetof(struct memtier_stats, load_hist) + sizeof(struct hist);
-    memcpy((char *)&m->shown + after, (const char *)&m->stats + after, sizeof(m->stats) - after);
+    if (m->copied) {
+        m->shown.promote_hist = m->stats.promote_hist;
+        m->shown.demote_hist = m->stats.demote_hist;
+        m->copied = false;
+    }
     lock_drop(&m->lock);
 }
 
@@ -203,8 +208,12 @@ static void load_done(struct memtier *m, struct seg *s)
     s->verified = s->verified || s->load.check;
     free(s->why);
     s->why = NULL;
-    if (s->from == MEMTIER_DDR)
-        m->stats.promotions++;
+    if (s->from != MEMTIER_DDR)
+        return;
+    m->stats.promotions++;
+    m->stats.promote_bytes += s->bytes;
+    hist_add(&m->stats.promote_hist, s->load.done_ns - s->load.submit_ns);
+    m->copied = true;
 }
 
 static void load_failed(struct memtier *m, struct seg *s)
@@ -400,19 +409,40 @@ static void cancel_prefetches(struct memtier *m)
     }
 }
 
-static void note_use(struct memtier *m, struct seg *s)
+static void count_use(struct memtier *m, struct seg *s)
 {
-    note_use_of_prefetch(m, s);
     s->uses = policy_decay(s->uses, m->seq - s->used_seq) + 1;
     s->used_seq = m->seq;
-    s->used_ns = m->now_ns;
+}
+
+void memtier_demand(struct memtier *m, const uint32_t *segs, size_t count, int change)
+{
+    m->seq += change > 0 ? 1 : 0;
+    for (size_t i = 0; i < count; i++) {
+        assert(segs[i] < m->segs_count);
+        struct seg *s = m->segs[segs[i]];
+        assert(change >= 0 || s->queued >= (uint32_t)-change);
+        s->queued += (uint32_t)change;
+        if (change > 0)
+            count_use(m, s);
+    }
+}
+
+/* A reservation of what is demanded was counted when it was. */
+static bool counts_as_use(const struct memtier *m, const struct memtier_lease *l)
+{
+    for (size_t i = 0; i < l->count; i++) {
+        if (m->segs[l->segs[i]]->queued == 0)
+            return true;
+    }
+    return false;
 }
 
 /* Everything has its place now: account, start or revive the loads, in the order given. */
 static void begin(struct memtier *m, struct memtier_lease *l)
 {
     m->mark++;
-    m->seq++;
+    m->seq += counts_as_use(m, l) ? 1 : 0;
     for (size_t i = 0; i < l->count; i++) {
         struct seg *s = m->segs[l->segs[i]];
         if (s->mark == m->mark)
@@ -430,8 +460,13 @@ static void begin(struct memtier *m, struct memtier_lease *l)
                 seg_start_load(m, s, false);
             if (s->from > l->origin)
                 l->origin = s->from;
+            m->stats.ddr_hits += s->from == MEMTIER_DDR;
+            m->stats.ddr_misses += s->from != MEMTIER_DDR;
         }
-        note_use(m, s);
+        note_use_of_prefetch(m, s);
+        if (s->queued == 0)
+            count_use(m, s);
+        s->used_ns = m->now_ns;
     }
 }
 
@@ -528,6 +563,16 @@ uint64_t memtier_lease_ready_ns(const struct memtier_lease *l)
     for (size_t i = 0; i < l->count; i++)
         last = BASE_MAX(last, l->m->segs[l->segs[i]]->arrived_ns);
     return last;
+}
+
+uint64_t memtier_lease_missing_bytes(const struct memtier_lease *l)
+{
+    uint64_t sum = 0;
+    for (size_t i = memtier_lease_ready(l); i < l->count; i++) {
+        const struct seg *s = l->m->segs[l->segs[i]];
+        sum += s->state == SEG_RESIDENT ? 0 : s->bytes;
+    }
+    return BASE_MIN(sum, l->load_bytes);
 }
 
 enum memtier_tier memtier_lease_origin(const struct memtier_lease *l)

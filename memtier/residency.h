@@ -89,6 +89,7 @@ struct memtier {
     size_t jobs_out;
     struct load_job forget;
     bool forget_out, trim_due, draining, free_changed;
+    bool copied; /* the histograms of copies have changed since they were shown */
 
     uint64_t now_ns, seq, mark, fail_serial;
     double load_rate;
@@ -140,6 +141,7 @@ void seg_evict(struct memtier *m, struct seg *s, bool demote);
 bool room_make(struct memtier *m, size_t count);
 uint32_t room_for_page(struct memtier *m, uint32_t granules);
 uint64_t room_slide(struct memtier *m, uint64_t bytes_max);
+void ddr_drop(struct memtier *m, struct seg *s);
 void room_demote_done(struct memtier *m, struct seg *s);
 /* After a shrink: evict and move until nothing lies above the limit and no more than the limit is
  * used, as far as pins and pages allow. Called again when either may have gone. */

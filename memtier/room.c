@@ -41,9 +41,10 @@ static double seg_cost(const struct memtier *m, const struct seg *s)
 
 /* ---- demotion to ddr ---- */
 
-static void ddr_drop(struct memtier *m, struct seg *s)
+void ddr_drop(struct memtier *m, struct seg *s)
 {
     assert(s->ddr == DDR_HELD);
+    m->stats.ddr_evictions++;
     extents_give(&m->ddr.extents, s->ddr_at);
     s->ddr = DDR_NONE;
 }
@@ -118,6 +119,9 @@ void room_demote_done(struct memtier *m, struct seg *s)
     s->ddr = DDR_HELD;
     m->demotes_out--;
     m->stats.demotions++;
+    m->stats.demote_bytes += s->bytes;
+    hist_add(&m->stats.demote_hist, s->demote.done_ns - s->demote.submit_ns);
+    m->copied = true;
     extents_quiet(&m->hbm.extents, s->demote.slab, s->granules, true);
 }
 
@@ -126,6 +130,7 @@ void seg_evict(struct memtier *m, struct seg *s, bool demote)
     assert(seg_evictable(s));
     m->stats.evictions++;
     m->stats.evicted_bytes += s->bytes;
+    m->stats.evictions_by_kind[s->kind]++;
     if (s->prefetched) {
         s->prefetched = false;
         m->stats.prefetch_wasted++;
@@ -134,6 +139,23 @@ void seg_evict(struct memtier *m, struct seg *s, bool demote)
     seg_free_memory(m, s, SEG_ABSENT);
     if (demote)
         start_demotion(m, s);
+}
+
+uint64_t memtier_drop(struct memtier *m, const uint32_t *segs, size_t count, bool to_ddr)
+{
+    uint64_t bytes = 0;
+    for (size_t i = 0; i < count; i++) {
+        assert(segs[i] < m->segs_count);
+        struct seg *s = m->segs[segs[i]];
+        if (seg_evictable(s) && s->queued == 0) {
+            bytes += s->bytes;
+            seg_evict(m, s, to_ddr);
+        }
+        if (!to_ddr && s->ddr == DDR_HELD && !ddr_busy(s))
+            ddr_drop(m, s);
+    }
+    publish_stats(m);
+    return bytes;
 }
 
 /* ---- planning ---- */

@@ -118,6 +118,12 @@ uint64_t memtier_segment_bytes(const struct memtier *m, uint32_t seg)
     return m->segs[seg]->bytes;
 }
 
+uint32_t memtier_holds(const struct memtier *m, uint32_t seg)
+{
+    assert(seg < m->segs_count);
+    return m->segs[seg]->holds;
+}
+
 uint64_t memtier_footprint(uint64_t bytes)
 {
     return (uint64_t)pool_granules(store_padded(bytes)) * POOL_GRANULE;
@@ -161,22 +167,42 @@ static enum err_code open_pools(struct memtier *m, struct err *e)
     return rc;
 }
 
+/* The largest object's file: what a cold expert is read from. */
+static char *largest_file(const struct memtier *m)
+{
+    const struct memtier_object *most = NULL;
+    uint64_t most_bytes = 0;
+    for (size_t i = 0; m->opt.measure && i < memtier_store_objects(m->store); i++) {
+        const struct memtier_object *o = memtier_store_object_at(m->store, i);
+        uint64_t bytes = 0;
+        for (size_t k = 0; k < o->segments_count; k++)
+            bytes += o->segments[k].bytes;
+        most = bytes > most_bytes ? o : most;
+        most_bytes = BASE_MAX(most_bytes, bytes);
+    }
+    return most == NULL ? NULL : memtier_store_data_file(m->store, most);
+}
+
 static enum err_code open_loader(struct memtier *m, struct err *e)
 {
+    char *measure = largest_file(m);
     struct loader_options opt = {
         .kind = m->opt.loader,
         .pool = &m->hbm,
         .probe_path = m->store->index_path,
+        .measure_path = measure,
         .jobs_max = JOBS_MAX + 1, /* one more for JOB_FORGET */
         .fault = m->opt.fault,
         .fault_ctx = m->opt.fault_ctx,
     };
-    return loader_open(&opt, &m->loader, e);
+    enum err_code rc = loader_open(&opt, &m->loader, e);
+    free(measure);
+    return rc;
 }
 
 static enum err_code open_parts(struct memtier *m, struct err *e)
 {
-    const char *name = m->opt.policy == NULL ? "lru" : m->opt.policy;
+    const char *name = m->opt.policy == NULL ? "gdsf" : m->opt.policy;
     m->policy = policy_find(name);
     if (m->policy == NULL)
         return err_set_param(e, ERR_INVALID, "tiers.policy",
@@ -272,6 +298,11 @@ const char *memtier_loader_text(const struct memtier *m)
     return loader_text(m->loader);
 }
 
+struct memtier_shape memtier_loader_shape(const struct memtier *m)
+{
+    return loader_shape(m->loader);
+}
+
 int memtier_fd(const struct memtier *m)
 {
     return loader_fd(m->loader);
@@ -300,13 +331,6 @@ void memtier_unhold(struct memtier *m, uint32_t seg)
     room_drain(m);
     trim_if_quiet(m);
     publish_stats(m);
-}
-
-void memtier_demand(struct memtier *m, uint32_t seg, int change)
-{
-    assert(seg < m->segs_count);
-    assert(change >= 0 || m->segs[seg]->queued >= (uint32_t)-change);
-    m->segs[seg]->queued += (uint32_t)change;
 }
 
 /* ---- prefetch ---- */
@@ -444,7 +468,7 @@ static void forget_above(struct memtier *m, uint32_t limit)
     loader_submit(m->loader, &m->forget);
 }
 
-static uint64_t held_bytes(const struct memtier *m)
+uint64_t memtier_held_bytes(const struct memtier *m)
 {
     uint64_t sum = 0;
     for (size_t i = 0; i < m->segs_count; i++)
@@ -454,7 +478,7 @@ static uint64_t held_bytes(const struct memtier *m)
 
 enum err_code memtier_set_budget(struct memtier *m, uint64_t hbm_bytes, struct err *e)
 {
-    uint64_t usable = memory_bytes_usable(), held = held_bytes(m);
+    uint64_t usable = memory_bytes_usable(), held = memtier_held_bytes(m);
     uint32_t before = m->hbm.extents.limit;
     char a[32], b[32];
     if (hbm_bytes > usable)

@@ -16,7 +16,7 @@ static void defaults_are_those_of_the_table(void **state)
     assert_int_equal(c.server_max_body_bytes, 8 << 20);
     assert_true(c.server_drain_s == 30);
     assert_string_equal(c.store_path, "/home/someone/.local/share/switchyard/store");
-    assert_string_equal(c.tiers_policy, "lru");
+    assert_string_equal(c.tiers_policy, "gdsf");
     assert_int_equal(c.rdu_sockets, 8);
     assert_int_equal(c.rdu_exec, CONF_EXEC_FUSED);
     assert_string_equal(c.rdu_chip, "sn40l");

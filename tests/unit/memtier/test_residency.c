@@ -289,7 +289,7 @@ static void lru_evicts_the_oldest(void **state)
 {
     (void)state;
     /* Three segments of two granules each, room for two of them. */
-    struct tiers t = open_tiers((struct memtier_options){.hbm_bytes = 4 * 65536});
+    struct tiers t = open_tiers((struct memtier_options){.hbm_bytes = 4 * 65536, .policy = "lru"});
     size_t one[3], n = 0;
     for (size_t i = 0; i < SEGMENTS && n < 3; i++) {
         if (pool_granules(samples[i].bytes) == 2)
@@ -304,11 +304,11 @@ static void lru_evicts_the_oldest(void **state)
     assert_int_equal(memtier_where(t.m, t.seg[one[0]]), MEMTIER_HBM);
     assert_int_equal(memtier_where(t.m, t.seg[one[1]]), MEMTIER_NVME);
     /* What queued requests need stays although it is older. */
-    memtier_demand(t.m, t.seg[one[0]], 1);
+    memtier_demand(t.m, &t.seg[one[0]], 1, 1);
     tiers_check(t.m, &samples[one[1]], 1, now += 60000000000ull);
     assert_int_equal(memtier_where(t.m, t.seg[one[0]]), MEMTIER_HBM);
     assert_int_equal(memtier_where(t.m, t.seg[one[2]]), MEMTIER_NVME);
-    memtier_demand(t.m, t.seg[one[0]], -1);
+    memtier_demand(t.m, &t.seg[one[0]], 1, -1);
     tiers_check(t.m, &samples[one[2]], 1, now += 60000000000ull);
     assert_int_equal(memtier_where(t.m, t.seg[one[0]]), MEMTIER_NVME);
     close_tiers(&t);
@@ -505,11 +505,11 @@ static void step_other(struct schedule *s, bool budget)
         (void)memtier_compact(s->t.m, rng_below(&s->r, 4) * MIB);
         break;
     case 3:
-        memtier_demand(s->t.m, s->t.seg[base], 1);
+        memtier_demand(s->t.m, &s->t.seg[base], 1, 1);
         break;
     case 4:
         if (s->t.m->segs[s->t.seg[base]]->queued > 0)
-            memtier_demand(s->t.m, s->t.seg[base], -1);
+            memtier_demand(s->t.m, &s->t.seg[base], 1, -1);
         break;
     default:
         if (budget && memtier_set_budget(s->t.m, (2 + rng_below(&s->r, 10)) * MIB, &e) == ERR_OK)

@@ -106,6 +106,97 @@ static void impossible_tiers_are_refused(void **state)
     memtier_store_close(&st);
 }
 
+/* ---- dropping, counting, progress ---- */
+
+static void what_is_dropped_goes_where_it_was_asked_to(void **state)
+{
+    (void)state;
+    struct memtier_options opt = {.hbm_bytes = 8 * MIB, .ddr_bytes = 4 * MIB};
+    struct memtier_store *st = store_must_open(dir, MEMTIER_READ);
+    struct memtier *m = tiers_must_open(&opt, st);
+    struct memtier_stats s;
+    uint32_t segs[4];
+    for (size_t i = 0; i < 4; i++)
+        segs[i] = seg_of(m, i);
+    tiers_check(m, samples, 4, 1);
+    memtier_hold(m, segs[1]);
+    memtier_demand(m, &segs[2], 1, 1);
+    /* Held and demanded ones stay. */
+    assert_int_equal(memtier_drop(m, segs, 4, true), samples[0].bytes + samples[3].bytes);
+    tiers_settle(m);
+    assert_int_equal(memtier_where(m, segs[0]), MEMTIER_DDR);
+    assert_int_equal(memtier_where(m, segs[1]), MEMTIER_HBM);
+    assert_int_equal(memtier_where(m, segs[2]), MEMTIER_HBM);
+    tiers_check(m, samples, 4, 2);
+    memtier_stats(m, &s);
+    assert_int_equal(s.demotions, 2);
+    assert_int_equal(s.demote_bytes, samples[0].bytes + samples[3].bytes);
+    assert_int_equal(s.promotions, 2);
+    assert_int_equal(s.promote_hist.count, 2);
+    assert_int_equal(s.ddr_hits, 2);
+    assert_int_equal(s.evictions_by_kind[MEMTIER_KIND_LAYER], 2);
+    /* Not into ddr: the copies there go too. */
+    memtier_unhold(m, segs[1]);
+    memtier_demand(m, &segs[2], 1, -1);
+    assert_true(memtier_drop(m, segs, 4, false) > 3 * MIB);
+    for (size_t i = 0; i < 4; i++)
+        assert_int_equal(memtier_where(m, segs[i]), MEMTIER_NVME);
+    memtier_stats(m, &s);
+    assert_int_equal(s.hbm_used, 0);
+    assert_int_equal(s.ddr_used, 0);
+    assert_int_equal(s.ddr_evictions, 2);
+    memtier_close(&m);
+    memtier_store_close(&st);
+}
+
+/* A request reserves its segments once a step: however many steps, it is one use. */
+static void a_request_is_one_use_however_often_it_reserves(void **state)
+{
+    (void)state;
+    struct memtier_options opt = {.hbm_bytes = 8 * MIB, .policy = "gdsf"};
+    struct memtier_store *st = store_must_open(dir, MEMTIER_READ);
+    struct memtier *m = tiers_must_open(&opt, st);
+    uint32_t seg = seg_of(m, 0), other = seg_of(m, 1);
+    for (int request = 0; request < 3; request++) {
+        memtier_demand(m, &seg, 1, 1);
+        for (uint64_t step = 0; step < 50; step++)
+            tiers_check(m, samples, 1, step);
+        memtier_demand(m, &seg, 1, -1);
+    }
+    assert_true(m->segs[seg]->uses > 2.9 && m->segs[seg]->uses <= 3);
+    assert_int_equal(m->seq, 3);
+    /* Without a demand each reservation counts. */
+    tiers_check(m, samples + 1, 1, 100);
+    tiers_check(m, samples + 1, 1, 101);
+    assert_true(m->segs[other]->uses > 1.9);
+    assert_int_equal(m->seq, 5);
+    memtier_close(&m);
+    memtier_store_close(&st);
+}
+
+static void what_is_missing_of_a_lease_falls_to_nothing(void **state)
+{
+    (void)state;
+    struct memtier_options opt = {.hbm_bytes = 16 * MIB};
+    struct memtier_store *st = store_must_open(dir, MEMTIER_READ);
+    struct memtier *m = tiers_must_open(&opt, st);
+    struct memtier_lease *l = NULL;
+    struct err e;
+    uint32_t segs[8];
+    for (size_t i = 0; i < 8; i++)
+        segs[i] = seg_of(m, i);
+    tiers_check(m, samples, 2, 1);
+    assert_int_equal(memtier_reserve(m, segs, 8, 2, &l, &e), ERR_OK);
+    uint64_t all = memtier_lease_load_bytes(l), last = memtier_lease_missing_bytes(l);
+    assert_true(last <= all && all > 5 * MIB);
+    assert_true(lease_wait(m, l));
+    assert_int_equal(memtier_lease_missing_bytes(l), 0);
+    assert_int_equal(memtier_lease_load_bytes(l), all);
+    memtier_release(m, &l);
+    memtier_close(&m);
+    memtier_store_close(&st);
+}
+
 /* ---- prefetch ---- */
 
 static void prefetch_uses_free_space_and_gives_way(void **state)
@@ -439,6 +530,9 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(what_leaves_hbm_comes_back_from_ddr),
         cmocka_unit_test(impossible_tiers_are_refused),
+        cmocka_unit_test(what_is_dropped_goes_where_it_was_asked_to),
+        cmocka_unit_test(a_request_is_one_use_however_often_it_reserves),
+        cmocka_unit_test(what_is_missing_of_a_lease_falls_to_nothing),
         cmocka_unit_test(prefetch_uses_free_space_and_gives_way),
         cmocka_unit_test(useless_prefetch_switches_itself_off),
         cmocka_unit_test(new_objects_are_served_after_refresh),
