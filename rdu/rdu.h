@@ -220,6 +220,52 @@ void rdu_node_stats(const struct rdu_node *n, struct rdu_node_stats *ret);
 /* Measured read bandwidth of this machine with the node's threads, bytes/s (about 0.3 s). */
 double rdu_node_measure_read(struct rdu_node *n, size_t bytes);
 
+/* ==== Expressions =============================================================================
+ * What users write for the logits chain, the routing policy and admission priority: small, pure and
+ * typed, over named fields. Text never reaches a compiler: it is parsed to the IR's operations.
+ *
+ *   let m = max(logits);                      reductions of one argument: max min sum mean any all
+ * count let p = exp(logits - m);                  max(a, b), min(a, b), clamp(x, lo, hi), abs sqrt
+ * exp log tanh where(p < 0.05 or banned, -inf, logits)   floor rint, f32() i32(), if c then a else
+ * b, and or not,
+ *                                             + - * / %, < <= > >= == !=, true false inf, # comment
+ *
+ * A column has one value per element (expert, request, vocabulary entry), a scalar one for all. i32
+ * turns into f32 where they meet; `/` is always f32; a bool is no number. Sums follow rule 1, NaN
+ * never wins a max, every level of execution gives the same bits. */
+enum rdu_expr_type { RDU_EXPR_F32, RDU_EXPR_I32, RDU_EXPR_BOOL };
+struct rdu_expr_field {
+    const char *name;
+    enum rdu_expr_type type; /* BOOL is read as i32 0 or 1 */
+    bool column;             /* one value per element, else one value */
+};
+struct rdu_expr_spec {
+    const struct rdu_expr_field *fields; /* borrowed while the expression lives */
+    uint32_t fields_count;               /* at most RDU_EXPR_FIELDS_MAX */
+    enum rdu_expr_type result; /* F32 or BOOL; a scalar result is given to every element */
+};
+#define RDU_EXPR_TEXT_MAX 8192
+#define RDU_EXPR_FIELDS_MAX 64
+/* Immutable; any thread. Errors say "line L, column C: ..." and what would be right. */
+struct rdu_expr;
+enum err_code rdu_expr_open(const char *text, size_t len, const struct rdu_expr_spec *spec,
+                            struct rdu_expr **ret, struct err *e) BASE_NODISCARD;
+void rdu_expr_close(struct rdu_expr **x);
+bool rdu_expr_uses(const struct rdu_expr *x, uint32_t field_idx);
+/* Operations, passes over the elements, what is kept between passes: for people. */
+void rdu_expr_print(const struct rdu_expr *x, struct buf *out);
+/* Memory of one caller for expressions over at most n elements; grows at open only. */
+struct rdu_expr_scratch;
+struct rdu_expr_scratch *rdu_expr_scratch_open(const struct rdu_expr *x, size_t n);
+void rdu_expr_scratch_close(struct rdu_expr_scratch **s);
+/* inputs[i] belongs to fields[i]: [n] or [1] f32 or i32; those the expression does not use may be
+ * NULL. ret [n] f32 (BOOL: int32_t 0 or 1); it may be one of the inputs. Allocates nothing. */
+void rdu_expr_run(const struct rdu_expr *x, const void *const *inputs, size_t n, void *ret,
+                  struct rdu_expr_scratch *s);
+/* The same, one operation after the other over whole columns: what fusing is measured against.
+ * Allocates. */
+void rdu_expr_run_unfused(const struct rdu_expr *x, const void *const *inputs, size_t n, void *ret);
+
 /* ==== Node time ===============================================================================
  * What the same launches and copies would take on a described chip. Never to be mixed with host
  * time: everything below is arithmetic on a chip file (conf/chips), nothing is measured. All

@@ -19,6 +19,9 @@ struct ir_ops {
     void (*widen)(int32_t *d, const int8_t *a, uint32_t n);
     void (*narrow)(int8_t *d, const int32_t *a, uint32_t n);
     void (*halves)(float *d, const uint16_t *a, uint32_t n);
+    /* Element i into acc[i % 16]: rule 1's partial sums, and the same for a maximum. */
+    void (*sum16)(float *acc, const float *a, uint32_t n);
+    void (*max16)(float *acc, const float *a, uint32_t n);
 };
 void ir_ops_base(struct ir_ops *ret);
 void ir_ops_avx2(struct ir_ops *ret); /* the same source for AVX2 and FMA: the same bits */

@@ -104,6 +104,7 @@ ONE(abs_i, int32_t, int32_t, x < 0 ? (int32_t)(0u - (uint32_t)x) : x)
 ONE(sqrt_f, float, float, __builtin_sqrtf(x))
 ONE(exp_f, float, float, rdu_expf(x))
 ONE(tanh_f, float, float, rdu_tanhf(x))
+ONE(log_f, float, float, rdu_logf(x))
 ONE(rint_f, float, float, __builtin_rintf(x))
 ONE(not_b, int32_t, int32_t, !x)
 ONE(to_f32, float, int32_t, (float)x)
@@ -138,6 +139,34 @@ static void halves(float *d, const uint16_t *a, uint32_t n)
 {
     for (uint32_t i = 0; i < n; i++)
         d[i] = rdu_half_load(a[i]);
+}
+
+static void sum16(float *acc, const float *a, uint32_t n)
+{
+    float lane[16];
+    memcpy(lane, acc, sizeof(lane));
+    uint32_t i = 0;
+    for (; i + 16 <= n; i += 16) {
+        for (uint32_t j = 0; j < 16; j++)
+            lane[j] = lane[j] + a[i + j];
+    }
+    for (uint32_t j = 0; i + j < n; j++)
+        lane[j] = lane[j] + a[i + j];
+    memcpy(acc, lane, sizeof(lane));
+}
+
+static void max16(float *acc, const float *a, uint32_t n)
+{
+    float lane[16];
+    memcpy(lane, acc, sizeof(lane));
+    uint32_t i = 0;
+    for (; i + 16 <= n; i += 16) {
+        for (uint32_t j = 0; j < 16; j++)
+            lane[j] = a[i + j] > lane[j] ? a[i + j] : lane[j];
+    }
+    for (uint32_t j = 0; i + j < n; j++)
+        lane[j] = a[i + j] > lane[j] ? a[i + j] : lane[j];
+    memcpy(acc, lane, sizeof(lane));
 }
 
 static void set_two(struct ir_ops *o, uint32_t code, uint32_t type, ir_ops_fn *vv, ir_ops_fn *sv,
@@ -181,6 +210,7 @@ static void set_float(struct ir_ops *o)
     set_one(o, IR_SQRT, t, sqrt_f);
     set_one(o, IR_EXP, t, exp_f);
     set_one(o, IR_TANH, t, tanh_f);
+    set_one(o, IR_LOG, t, log_f);
     set_one(o, IR_RINT, t, rint_f);
     set_one(o, IR_TO_I32, t, to_i32);
 }
@@ -218,4 +248,6 @@ void IR_OPS_INIT(struct ir_ops *o)
     o->widen = widen;
     o->narrow = narrow;
     o->halves = halves;
+    o->sum16 = sum16;
+    o->max16 = max16;
 }

@@ -38,28 +38,29 @@ struct ir_shape {
 
 /* name, number of arguments (reduces count theirs apart) */
 #define IR_OPS(X)                                                                                  \
-    X(CONST, 0)        /* imm: the bits */                                                         \
-    X(INDEX, 0)        /* imm: which dimension of the domain */                                    \
-    X(RINDEX, 1)       /* of reduce arg[0] */                                                      \
+    X(CONST, 0)         /* imm: the bits */                                                        \
+    X(INDEX, 0)         /* imm: which dimension of the domain */                                   \
+    X(RINDEX, 1)        /* of reduce arg[0] */                                                     \
     X(CARRIED_VALUE, 1) /* imm-th carried value of reduce arg[0], inside it */                     \
-    X(RESULT, 1)       /* imm-th result of reduce arg[0], after it */                              \
-    X(DIM, 0)          /* imm: symbolic size, as i32 */                                            \
-    X(WINDOW, 0)       /* the layer's attention window, 0 = unlimited */                           \
-    X(DELTA_SCALE, 0)  /* of the adapter delta being added */                                      \
-    X(ADD, 2) X(SUB, 2) X(MUL, 2) X(DIV, 2) X(MOD, 2) X(MAX, 2) X(MIN, 2) X(FMA, 3)                \
-    X(NEG, 1) X(ABS, 1) X(SQRT, 1) X(EXP, 1) X(TANH, 1) X(RINT, 1) X(TO_F32, 1) X(TO_I32, 1)       \
-    X(CLAMP, 1)        /* i32 into [0, imm), imm a size: what makes a gathered index safe */       \
-    X(LT, 2) X(LE, 2) X(EQ, 2) X(AND, 2) X(OR, 2) X(NOT, 1) X(SELECT, 3)                           \
-    X(LOAD, 3)         /* imm-th operand at 1, 2 (row, flat column) or 3 indices */                \
-    X(WEIGHT_F32, 2)   /* imm: slot; row, column -> dequantised */                                 \
-    X(VECTOR, 1)       /* imm: slot of one row, stored as plain f32; column */                     \
-    X(WEIGHT_Q, 2)     /* row, column -> stored integer, times its scale per 16 if it has one */   \
-    X(WEIGHT_D, 2)     /* row, block of 32 -> scale of the run */                                  \
-    X(WEIGHT_M, 2)     /* row, half run of 16 -> its minimum */                                    \
-    X(KV_K, 5) X(KV_V, 5)          /* token, kv head, position, d, guard -> element or 0 */        \
-    X(KV_PUT_K, 5) X(KV_PUT_V, 5)  /* token, kv head, position, d, value */                        \
-    X(REDUCE, 0)       /* body [this + 1, end); reduce kind; count: imm, or arg[4] if not NONE;    \
-                          arg[0..carried) initial values, yield[] next values */
+    X(RESULT, 1)        /* imm-th result of reduce arg[0], after it */                             \
+    X(DIM, 0)           /* imm: symbolic size, as i32 */                                           \
+    X(WINDOW, 0)        /* the layer's attention window, 0 = unlimited */                          \
+    X(DELTA_SCALE, 0)   /* of the adapter delta being added */                                     \
+    X(ADD, 2)                                                                                      \
+    X(SUB, 2) X(MUL, 2) X(DIV, 2) X(MOD, 2) X(MAX, 2) X(MIN, 2) X(FMA, 3) X(NEG, 1) X(ABS, 1)      \
+        X(SQRT, 1) X(EXP, 1) X(TANH, 1) X(LOG, 1) X(RINT, 1) X(TO_F32, 1) X(TO_I32, 1)             \
+            X(CLAMP, 1) /* i32 into [0, imm), imm a size: what makes a gathered index safe */      \
+        X(LT, 2) X(LE, 2) X(EQ, 2) X(AND, 2) X(OR, 2) X(NOT, 1) X(SELECT, 3)                       \
+            X(LOAD, 3)   /* imm-th operand at 1, 2 (row, flat column) or 3 indices */              \
+        X(WEIGHT_F32, 2) /* imm: slot; row, column -> dequantised */                               \
+        X(VECTOR, 1)     /* imm: slot of one row, stored as plain f32; column */                   \
+        X(WEIGHT_Q, 2)   /* row, column -> stored integer, times its scale per 16 if it has one */ \
+        X(WEIGHT_D, 2)   /* row, block of 32 -> scale of the run */                                \
+        X(WEIGHT_M, 2)   /* row, half run of 16 -> its minimum */                                  \
+        X(KV_K, 5) X(KV_V, 5)         /* token, kv head, position, d, guard -> element or 0 */     \
+        X(KV_PUT_K, 5) X(KV_PUT_V, 5) /* token, kv head, position, d, value */                     \
+        X(REDUCE, 0) /* body [this + 1, end); reduce kind; count: imm, or arg[4] if not NONE;      \
+                        arg[0..carried) initial values, yield[] next values */
 
 enum ir_code {
 #define IR_CODE(name, args) IR_##name,

@@ -216,6 +216,7 @@ static void check_arithmetic(struct check *c, const struct ir_op *op)
     case IR_SQRT:
     case IR_EXP:
     case IR_TANH:
+    case IR_LOG:
     case IR_RINT:
         ok = all_of(c, op, IR_TYPE_F32) && op->type == IR_TYPE_F32;
         break;

@@ -27,6 +27,16 @@
 #define RDU_TANH_C9 0x1.51971ap-6f
 #define RDU_TANH_C11 (-0x1.734efep-8f)
 
+#define RDU_LOG_C3 0x1.555564p-2f
+#define RDU_LOG_C4 (-0x1.00023cp-2f)
+#define RDU_LOG_C5 0x1.99986p-3f
+#define RDU_LOG_C6 (-0x1.54679p-3f)
+#define RDU_LOG_C7 0x1.236438p-3f
+#define RDU_LOG_C8 (-0x1.0e6826p-3f)
+#define RDU_LOG_C9 0x1.025beap-3f
+#define RDU_LOG_C10 (-0x1.2d3636p-4f)
+#define RDU_LOG_ROOT_HALF 0x3f3504f3u /* bits of sqrt(1/2): mantissas are taken from here up */
+
 static inline float rdu_float_of_bits(uint32_t bits)
 {
     union {
@@ -84,6 +94,31 @@ static inline float rdu_tanhf(float x)
     float big = 1.0f - 2.0f / (rdu_expf(ax + ax) + 1.0f);
     float y = ax < RDU_TANH_SMALL ? small : big;
     return rdu_float_of_bits(rdu_bits_of_float(y) | (bits & 0x80000000u));
+}
+
+/* ln x within 2 ulp, subnormals included; 0 gives -inf, below 0 and NaN give NaN. */
+static inline float rdu_logf(float x)
+{
+    int32_t tiny = x < 0x1p-126f;
+    float v = tiny ? x * 0x1p23f : x;
+    uint32_t bits = rdu_bits_of_float(v);
+    int32_t e = (int32_t)(bits - RDU_LOG_ROOT_HALF) >> 23;
+    float f = rdu_float_of_bits(bits - ((uint32_t)e << 23)) - 1.0f;
+    float n = (float)(tiny ? e - 23 : e);
+    float p = RDU_LOG_C10;
+    p = __builtin_fmaf(p, f, RDU_LOG_C9);
+    p = __builtin_fmaf(p, f, RDU_LOG_C8);
+    p = __builtin_fmaf(p, f, RDU_LOG_C7);
+    p = __builtin_fmaf(p, f, RDU_LOG_C6);
+    p = __builtin_fmaf(p, f, RDU_LOG_C5);
+    p = __builtin_fmaf(p, f, RDU_LOG_C4);
+    p = __builtin_fmaf(p, f, RDU_LOG_C3);
+    float f2 = f * f;
+    float y = __builtin_fmaf(f2 * f, p, -0.5f * f2);
+    y = __builtin_fmaf(n, RDU_EXP_LN2_LO, y) + f;
+    y = __builtin_fmaf(n, RDU_EXP_LN2_HI, y);
+    y = x > 0.0f ? y : (x == 0.0f ? -__builtin_inff() : __builtin_nanf(""));
+    return x == __builtin_inff() ? x : y;
 }
 
 #endif

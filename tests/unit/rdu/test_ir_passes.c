@@ -109,7 +109,7 @@ static void random_reduce(struct pool *p, int depth)
 static void random_op(struct pool *p, int depth)
 {
     static const enum ir_code two[] = {IR_ADD, IR_SUB, IR_MUL, IR_DIV, IR_MAX, IR_MIN};
-    static const enum ir_code one[] = {IR_NEG, IR_ABS, IR_SQRT, IR_EXP, IR_TANH, IR_RINT};
+    static const enum ir_code one[] = {IR_NEG, IR_ABS, IR_SQRT, IR_EXP, IR_TANH, IR_LOG, IR_RINT};
     static const enum ir_code test[] = {IR_LT, IR_LE, IR_EQ};
     switch (rng_below(&p->rng, 13)) {
     case 0:
