@@ -129,6 +129,41 @@ enum err_code template_render(const struct chat_template *t, const struct templa
 /* NULL-terminated list of the supported features, one short line each. */
 const char *const *template_features(void);
 
+/* ==== Sentence encoders ======================================================================== */
+
+/* A BERT-class model that maps a text to one vector of length 1: what the router compares prompts by
+ * and what /v1/embeddings answers. Its weights are its own, outside the store and its budgets. */
+struct encoder;
+struct encoder_options {
+    const char *path; /* a folder with config.json, model.safetensors and vocab.txt or tokenizer.json,
+                         or a GGUF file of architecture bert */
+    enum rdu_numerics numerics;
+    enum rdu_exec exec;
+    const char *cpu;  /* as rdu_node_options.cpu */
+};
+enum err_code encoder_open(const struct encoder_options *opt, struct encoder **ret, struct err *e)
+    BASE_NODISCARD;
+void encoder_close(struct encoder **n);
+const char *encoder_name(const struct encoder *n);       /* of its folder or file */
+uint32_t encoder_width(const struct encoder *n);         /* floats of a vector */
+uint32_t encoder_tokens_max(const struct encoder *n);    /* of a text, [CLS] and [SEP] included */
+uint64_t encoder_id(const struct encoder *n);            /* hash of its weights before quantising */
+size_t encoder_bytes(const struct encoder *n);           /* of its weights in memory */
+const struct tokenizer *encoder_tokenizer(const struct encoder *n);
+
+/* Text, or token ids without [CLS] and [SEP]. */
+struct encoder_text {
+    const char *text;
+    const int32_t *ids; /* instead of text; NULL = text */
+    size_t len;         /* bytes, or ids */
+};
+/* Vectors [count, width] of `count` texts, batched: many texts cost less each than one. Of a text with
+ * more than `tokens_max` tokens (0 = the model's limit) the start and the end count. ret_tokens (may be
+ * NULL): tokens that were run. One caller at a time. ERR_INVALID: a token id that does not exist. */
+enum err_code encoder_encode(struct encoder *n, const struct encoder_text *texts, size_t count,
+                             uint32_t tokens_max, float *ret, uint64_t *ret_tokens,
+                             struct err *e) BASE_NODISCARD;
+
 /* ==== The registry: experts in a store ======================================================== */
 
 struct experts;

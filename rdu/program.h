@@ -26,14 +26,14 @@ struct rdu_buf {
 
 /* Kernels of clusters. in/out are buffer ids; slots are weight slots of the section's scope. */
 enum rdu_kernel {
-    RDU_KERNEL_EMBED,       /* tokens -> out[0]; slot[0] = embedding */
+    RDU_KERNEL_EMBED,       /* tokens, or positions (by_pos) -> out[0]; slot[0] = embedding */
     RDU_KERNEL_NORM,        /* in[0] -> out[0] f32 and, if not NONE, out[1] q8; slot[0], eps, groups */
     RDU_KERNEL_QUANTIZE,    /* in[0] -> out[1] q8 */
     RDU_KERNEL_MATMUL,      /* in[0] f32 (+ in[1] q8) x slot[i] -> out[i], i < slots; with deltas.
                                add: out[0] += result (residual), slots == 1 */
     RDU_KERNEL_GATE_UP,     /* in[0] (+ in[1]) x slot[0], slot[1] -> act -> out[0] f32, out[1] q8;
                                out[2], out[3]: buffers for gate and up */
-    RDU_KERNEL_ACT,         /* act(in[0]) * in[1] -> out[0] (+ out[1] q8) */
+    RDU_KERNEL_ACT,         /* act(in[0]) * in[1] (ERF: no in[1]) -> out[0] (+ out[1] q8) */
     RDU_KERNEL_ROPE,        /* in place on in[0] */
     RDU_KERNEL_ROPE_APPEND, /* q = in[0] and k = in[1] rotated in place, k and v = in[2] appended */
     RDU_KERNEL_APPEND,      /* k = in[1], v = in[2] appended */
@@ -43,13 +43,15 @@ enum rdu_kernel {
     RDU_KERNEL_SCALE,       /* in[0] * factor -> out[0] */
     RDU_KERNEL_SOFTCAP,     /* factor * tanh(in[0] / factor) -> out[0] */
     RDU_KERNEL_TAKE_OUTS,   /* rows outs[] of in[0] -> out[0] (per_out) */
+    RDU_KERNEL_CENTER,      /* in[0] - mean of the row -> out[0] */
+    RDU_KERNEL_MEAN_POOL,   /* mean over a sequence's rows of in[0] -> out[0] (per_out) */
     RDU_KERNEL_HEAD,        /* MATMUL whose out[0] is LOGITS */
     RDU_KERNEL_LOOP,        /* a Loop no leaf matches: interpreted by worker 0 */
     RDU_KERNELS,
 };
 const char *rdu_kernel_name(enum rdu_kernel k);
 
-enum rdu_act { RDU_ACT_NONE, RDU_ACT_SILU, RDU_ACT_GELU };
+enum rdu_act { RDU_ACT_NONE, RDU_ACT_SILU, RDU_ACT_GELU, RDU_ACT_GELU_ERF };
 
 struct rdu_launch {
     enum rdu_kernel kernel;
@@ -60,6 +62,7 @@ struct rdu_launch {
     enum rdu_act act;
     float eps, factor;
     uint32_t groups;        /* NORM */
+    bool by_pos;            /* EMBED */
     /* ROPE*: heads of in[0], kv_heads of in[1] */
     uint32_t heads, kv_heads, head_dim, rot;
     enum rdu_rope rope;

@@ -77,8 +77,15 @@ uint32_t rdu_const(struct rdu_graph *g, const char *name, const float *data, uin
                    uint32_t cols);
 
 uint32_t rdu_embed(struct rdu_graph *g, uint32_t tokens, uint32_t slot);
+/* Row of a token's position instead of its id: learned positions. EMBED only. */
+uint32_t rdu_embed_pos(struct rdu_graph *g, uint32_t slot);
 /* `groups` equal parts of each row are normalised apart (1, or heads for q/k norm). */
 uint32_t rdu_rms_norm(struct rdu_graph *g, uint32_t x, uint32_t slot, float eps, uint32_t groups);
+/* Each row less its mean. */
+uint32_t rdu_center(struct rdu_graph *g, uint32_t x);
+/* center, rms_norm, add_bias: (x - mean) / sqrt(variance + eps) * weight + bias. */
+uint32_t rdu_layer_norm(struct rdu_graph *g, uint32_t x, uint32_t weight_slot, uint32_t bias_slot,
+                        float eps);
 /* y = W x + adapters' deltas for that slot. int8 programs quantise x first (one node per x, shared). */
 uint32_t rdu_matmul(struct rdu_graph *g, uint32_t x, uint32_t slot);
 uint32_t rdu_add(struct rdu_graph *g, uint32_t a, uint32_t b);
@@ -87,6 +94,7 @@ uint32_t rdu_scale(struct rdu_graph *g, uint32_t x, float factor);
 uint32_t rdu_softcap(struct rdu_graph *g, uint32_t x, float cap);     /* cap * tanh(x / cap) */
 uint32_t rdu_silu_mul(struct rdu_graph *g, uint32_t gate, uint32_t up); /* silu(gate) * up */
 uint32_t rdu_gelu_mul(struct rdu_graph *g, uint32_t gate, uint32_t up); /* tanh-GELU */
+uint32_t rdu_gelu(struct rdu_graph *g, uint32_t x);                     /* x * Phi(x), by erf */
 enum rdu_rope { RDU_ROPE_PAIRS, RDU_ROPE_HALVES }; /* (2i, 2i+1) | (i, i + rot/2) */
 /* cos and sin: constants [context, rot/2]; row = the token's position. */
 uint32_t rdu_rope(struct rdu_graph *g, uint32_t x, uint32_t cos_table, uint32_t sin_table,
@@ -97,10 +105,16 @@ struct rdu_attention_options {
     float scale;       /* of q.k */
     float softcap;     /* 0 = none */
     bool windowed;     /* the layer's `window` argument limits how far back a token sees */
+    /* A token sees up to position rdu_args.ends[token], not only up to its own: an encoder, whose
+     * sequences are whole in one step. */
+    bool bidirectional;
 };
 uint32_t rdu_attention(struct rdu_graph *g, uint32_t q, uint32_t k, uint32_t v,
                        const struct rdu_attention_options *opt);
 uint32_t rdu_take_outs(struct rdu_graph *g, uint32_t x); /* [n_tokens, w] -> [n_outs, w] */
+/* Mean over the tokens of a wanted output's sequence from position 0 up to it, all of this step and
+ * next to each other: [n_tokens, w] -> [n_outs, w]. HEAD only. */
+uint32_t rdu_mean_pool(struct rdu_graph *g, uint32_t x);
 
 /* Text of the graph: nodes, shapes, loop bodies. */
 void rdu_graph_print(const struct rdu_graph *g, struct buf *out);
@@ -173,6 +187,7 @@ struct rdu_args {
     uint32_t n_tokens, n_outs, n_layers;
     const int32_t *tokens;      /* [n_tokens] */
     const uint32_t *pos;        /* [n_tokens] position in its sequence */
+    const uint32_t *ends;       /* [n_tokens] last position it sees; bidirectional programs only */
     const uint32_t *seq;        /* [n_tokens] index into kv_pages */
     void *const *const *kv_pages; /* [seqs][pages] */
     uint32_t kv_page_tokens;

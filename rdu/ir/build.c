@@ -89,6 +89,25 @@ uint32_t rdu_embed(struct rdu_graph *g, uint32_t tokens, uint32_t slot)
     return oper(g, shape, &h, &tokens, 1);
 }
 
+uint32_t rdu_embed_pos(struct rdu_graph *g, uint32_t slot)
+{
+    if (ir_failed(g))
+        return 0;
+    if (g->current != RDU_SECTION_EMBED) {
+        ir_fail(g, "rdu_embed_pos belongs in the embed section");
+        return 0;
+    }
+    const struct rdu_slot_info *s = slot_of(g, slot, "rdu_embed_pos");
+    if (s == NULL)
+        return 0;
+    struct ir_hint h = hint_of(IR_OPER_EMBED);
+    h.slot = slot;
+    h.slot_rows = s->rows;
+    struct ir_shape shape = ir_shape2(IR_ELEM_F32, RDU_DIM_TOKENS, (int32_t)s->cols);
+    uint32_t pos = ir_node_input(g, IR_INPUT_POS);
+    return oper(g, shape, &h, &pos, 1);
+}
+
 uint32_t rdu_rms_norm(struct rdu_graph *g, uint32_t x, uint32_t slot, float eps, uint32_t groups)
 {
     const struct ir_shape *s = matrix(g, x, "rdu_rms_norm");
@@ -108,6 +127,13 @@ uint32_t rdu_rms_norm(struct rdu_graph *g, uint32_t x, uint32_t slot, float eps,
     if (groups > 1)
         shape = ir_shape3(IR_ELEM_F32, s->dim[0], (int32_t)groups, (int32_t)(width / groups));
     return oper(g, shape, &h, &x, 1);
+}
+
+uint32_t rdu_layer_norm(struct rdu_graph *g, uint32_t x, uint32_t weight_slot, uint32_t bias_slot,
+                        float eps)
+{
+    uint32_t y = rdu_rms_norm(g, rdu_center(g, x), weight_slot, eps, 1);
+    return rdu_add_bias(g, y, bias_slot);
 }
 
 /* q, d and s of x (rule 4), each made once per x by hash-consing. */
@@ -223,6 +249,18 @@ uint32_t rdu_gelu_mul(struct rdu_graph *g, uint32_t gate, uint32_t up)
     return pointwise(g, &h, x, 2);
 }
 
+uint32_t rdu_gelu(struct rdu_graph *g, uint32_t x)
+{
+    struct ir_hint h = hint_of(IR_OPER_GELU);
+    return pointwise(g, &h, &x, 1);
+}
+
+uint32_t rdu_center(struct rdu_graph *g, uint32_t x)
+{
+    struct ir_hint h = hint_of(IR_OPER_CENTER);
+    return pointwise(g, &h, &x, 1);
+}
+
 static bool rope_fits(struct rdu_graph *g, const struct ir_shape *x, const struct ir_hint *h,
                       const struct ir_shape *cosine, const struct ir_shape *sine)
 {
@@ -312,7 +350,7 @@ uint32_t rdu_attention(struct rdu_graph *g, uint32_t q, uint32_t k, uint32_t v,
     key.shape = q_flat;
     key.operand[0] = q;
     key.operand[1] = appended;
-    key.operand[2] = pos;
+    key.operand[2] = opt->bidirectional ? ir_node_input(g, IR_INPUT_ENDS) : pos;
     key.heads = opt->heads;
     key.windowed = opt->windowed;
     key.scale = opt->scale;
@@ -334,4 +372,20 @@ uint32_t rdu_take_outs(struct rdu_graph *g, uint32_t x)
     struct ir_shape shape = ir_shape2(IR_ELEM_F32, RDU_DIM_OUTS, (int32_t)ir_shape_width(s));
     const uint32_t operand[2] = {x, ir_node_input(g, IR_INPUT_OUTS)};
     return oper(g, shape, &h, operand, 2);
+}
+
+uint32_t rdu_mean_pool(struct rdu_graph *g, uint32_t x)
+{
+    const struct ir_shape *s = matrix(g, x, "rdu_mean_pool");
+    if (s == NULL)
+        return 0;
+    if (g->current != RDU_SECTION_HEAD || s->dim[0] != RDU_DIM_TOKENS) {
+        ir_fail(g, "rdu_mean_pool takes a [n_tokens, w] value of the head section");
+        return 0;
+    }
+    struct ir_hint h = hint_of(IR_OPER_MEAN_POOL);
+    struct ir_shape shape = ir_shape2(IR_ELEM_F32, RDU_DIM_OUTS, (int32_t)ir_shape_width(s));
+    const uint32_t operand[3] = {x, ir_node_input(g, IR_INPUT_OUTS),
+                                 ir_node_input(g, IR_INPUT_POS)};
+    return oper(g, shape, &h, operand, 3);
 }

@@ -118,6 +118,8 @@ static struct ir_tensor input_of(const struct ir_env *e, const struct ir_node *n
         return tensor_of(e->args->tokens, 1, IR_ELEM_I32);
     case IR_INPUT_OUTS:
         return tensor_of(e->args->outs, 1, IR_ELEM_I32);
+    case IR_INPUT_ENDS:
+        return tensor_of(e->args->ends, 1, IR_ELEM_I32);
     case IR_INPUT_POS:
         break;
     }

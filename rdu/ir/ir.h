@@ -138,7 +138,7 @@ uint32_t ir_reduce_result(struct ir_body *b, uint32_t reduce, uint32_t which);
 /* ==== nodes =================================================================================== */
 
 enum ir_kind { IR_INPUT, IR_TABLE, IR_LOOP, IR_EXTERNAL };
-enum ir_input { IR_INPUT_X, IR_INPUT_TOKENS, IR_INPUT_POS, IR_INPUT_OUTS };
+enum ir_input { IR_INPUT_X, IR_INPUT_TOKENS, IR_INPUT_POS, IR_INPUT_OUTS, IR_INPUT_ENDS };
 enum ir_external { IR_EXT_MATMUL, IR_EXT_DELTA, IR_EXT_KV_APPEND, IR_EXT_ATTENTION, IR_EXT_COPY };
 enum ir_effect { IR_PURE = 0, IR_READS_KV = 1, IR_WRITES_KV = 2 };
 
@@ -147,7 +147,8 @@ enum ir_effect { IR_PURE = 0, IR_READS_KV = 1, IR_WRITES_KV = 2 };
 enum ir_oper {
     IR_OPER_NONE, IR_OPER_EMBED, IR_OPER_NORM, IR_OPER_QUANT_D, IR_OPER_QUANT_Q, IR_OPER_QUANT_S,
     IR_OPER_ADD, IR_OPER_ADD_BIAS, IR_OPER_SCALE, IR_OPER_SOFTCAP, IR_OPER_SILU_MUL,
-    IR_OPER_GELU_MUL, IR_OPER_ROPE, IR_OPER_TAKE_OUTS, IR_OPERS,
+    IR_OPER_GELU_MUL, IR_OPER_ROPE, IR_OPER_TAKE_OUTS, IR_OPER_CENTER, IR_OPER_GELU,
+    IR_OPER_MEAN_POOL, IR_OPERS,
 };
 const char *ir_oper_name(uint32_t oper);
 /* 4-byte fields only: hints are compared as bytes. */

@@ -4,12 +4,14 @@
 #include <string.h>
 
 #include "rdu/ir/ir.h"
+#include "rdu/kernels/math.h"
 
 const char *ir_oper_name(uint32_t oper)
 {
     static const char *const name[IR_OPERS] = {
-        "loop",     "embed", "norm",    "quantize_d", "quantize_q", "quantize_s", "add",
-        "add_bias", "scale", "softcap", "silu_mul",   "gelu_mul",   "rope",       "take_outs"};
+        "loop", "embed",     "norm",   "quantize_d", "quantize_q", "quantize_s",
+        "add",  "add_bias",  "scale",  "softcap",    "silu_mul",   "gelu_mul",
+        "rope", "take_outs", "center", "gelu",       "mean_pool"};
     return oper < IR_OPERS ? name[oper] : "?";
 }
 
@@ -164,6 +166,56 @@ static uint32_t softcap(struct ir_body *b, const struct ir_hint *h, const struct
     return ir_op2(b, IR_MUL, cap, t);
 }
 
+/* The mean is a sum of rule 1. */
+static uint32_t center(struct ir_body *b, const struct ir_shape *s)
+{
+    uint32_t init = ir_f32(b, 0.0f);
+    uint32_t r = ir_reduce_over(b, IR_REDUCE_SUM16, s->dim[1], init);
+    uint32_t x = ir_load2(b, 0, IR_TYPE_F32, ir_index(b, 0), ir_reduce_index(b, r));
+    uint32_t acc = ir_op2(b, IR_ADD, ir_reduce_carried(b, r, 0), x);
+    ir_reduce_end(b, r, &acc);
+    uint32_t mean = ir_op2(b, IR_DIV, ir_reduce_result(b, r, 0), ir_f32(b, (float)s->dim[1]));
+    return ir_op2(b, IR_SUB, load_here(b, s, 0), mean);
+}
+
+/* Rule 12: erf by Abramowitz and Stegun, 7.1.26 (error below 1.5e-7). */
+static uint32_t gelu(struct ir_body *b, const struct ir_shape *s)
+{
+    static const float coefficient[4] = {RDU_ERF_A4, RDU_ERF_A3, RDU_ERF_A2, RDU_ERF_A1};
+    uint32_t x = load_here(b, s, 0), one = ir_f32(b, 1.0f);
+    uint32_t z = ir_op2(b, IR_MUL, ir_op1(b, IR_ABS, x), ir_f32(b, RDU_ERF_HALF_ROOT));
+    uint32_t t = ir_op2(b, IR_DIV, one, ir_fma(b, ir_f32(b, RDU_ERF_P), z, one));
+    uint32_t p = ir_f32(b, RDU_ERF_A5);
+    for (size_t i = 0; i < BASE_COUNT(coefficient); i++)
+        p = ir_fma(b, p, t, ir_f32(b, coefficient[i]));
+    p = ir_op2(b, IR_MUL, p, t);
+    uint32_t e = ir_op1(b, IR_EXP, ir_op1(b, IR_NEG, ir_op2(b, IR_MUL, z, z)));
+    uint32_t erf = ir_op2(b, IR_SUB, one, ir_op2(b, IR_MUL, p, e));
+    erf = ir_select(b, ir_op2(b, IR_LT, x, ir_f32(b, 0.0f)), ir_op1(b, IR_NEG, erf), erf);
+    uint32_t half = ir_op2(b, IR_MUL, ir_f32(b, 0.5f), x);
+    return ir_op2(b, IR_MUL, half, ir_op2(b, IR_ADD, one, erf));
+}
+
+/* Operands: x, outs, positions. Rows in rising order, then times 1 / count. */
+static uint32_t mean_pool(struct ir_body *b)
+{
+    uint32_t out = ir_clamp(b, ir_load1(b, 1, IR_TYPE_I32, ir_index(b, 0)), RDU_DIM_TOKENS);
+    uint32_t last = ir_load1(b, 2, IR_TYPE_I32, out);
+    uint32_t count = ir_op2(b, IR_ADD, last, ir_i32(b, 1));
+    struct ir_reduce_spec spec = {.kind = IR_REDUCE_SEQ,
+                                  .count = 0,
+                                  .count_value = count,
+                                  .init = {ir_f32(b, 0.0f)},
+                                  .carried = 1};
+    uint32_t r = ir_reduce_begin(b, &spec);
+    uint32_t at = ir_op2(b, IR_ADD, ir_op2(b, IR_SUB, out, last), ir_reduce_index(b, r));
+    uint32_t x = ir_load2(b, 0, IR_TYPE_F32, ir_clamp(b, at, RDU_DIM_TOKENS), ir_index(b, 1));
+    uint32_t acc = ir_op2(b, IR_ADD, ir_reduce_carried(b, r, 0), x);
+    ir_reduce_end(b, r, &acc);
+    uint32_t share = ir_op2(b, IR_DIV, ir_f32(b, 1.0f), ir_op1(b, IR_TO_F32, count));
+    return ir_op2(b, IR_MUL, ir_reduce_result(b, r, 0), share);
+}
+
 bool ir_oper_body(const struct ir_hint *hint, const struct ir_shape *shape, struct ir_body *b)
 {
     switch ((enum ir_oper)hint->oper) {
@@ -206,6 +258,15 @@ bool ir_oper_body(const struct ir_hint *hint, const struct ir_shape *shape, stru
         return true;
     case IR_OPER_TAKE_OUTS:
         b->result = take_outs(b);
+        return true;
+    case IR_OPER_CENTER:
+        b->result = center(b, shape);
+        return true;
+    case IR_OPER_GELU:
+        b->result = gelu(b, shape);
+        return true;
+    case IR_OPER_MEAN_POOL:
+        b->result = mean_pool(b);
         return true;
     case IR_OPER_NONE:
     case IR_OPERS:

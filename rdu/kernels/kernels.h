@@ -55,6 +55,8 @@ struct rdu_kernels {
     void (*quantize)(const float *x, uint32_t n, int8_t *q, float *d, float *s);
     void (*silu_mul)(const float *gate, const float *up, uint32_t n, float *y);
     void (*gelu_mul)(const float *gate, const float *up, uint32_t n, float *y);
+    void (*gelu)(const float *x, uint32_t n, float *y);
+    void (*center)(const float *x, uint32_t n, float *y); /* x - mean */
     void (*add)(const float *a, const float *b, uint32_t n, float *y);
     void (*axpy)(float a, const float *x, uint32_t n, float *y); /* y = fma(a, x, y) */
     void (*scale)(const float *x, float factor, uint32_t n, float *y);

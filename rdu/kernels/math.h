@@ -37,6 +37,14 @@
 #define RDU_LOG_C10 (-0x1.2d3636p-4f)
 #define RDU_LOG_ROOT_HALF 0x3f3504f3u /* bits of sqrt(1/2): mantissas are taken from here up */
 
+#define RDU_ERF_HALF_ROOT 0.70710678f
+#define RDU_ERF_P 0.3275911f
+#define RDU_ERF_A1 0.254829592f
+#define RDU_ERF_A2 (-0.284496736f)
+#define RDU_ERF_A3 1.421413741f
+#define RDU_ERF_A4 (-1.453152027f)
+#define RDU_ERF_A5 1.061405429f
+
 static inline float rdu_float_of_bits(uint32_t bits)
 {
     union {
@@ -119,6 +127,22 @@ static inline float rdu_logf(float x)
     y = __builtin_fmaf(n, RDU_EXP_LN2_HI, y);
     y = x > 0.0f ? y : (x == 0.0f ? -__builtin_inff() : __builtin_nanf(""));
     return x == __builtin_inff() ? x : y;
+}
+
+/* x * Phi(x) with erf by Abramowitz and Stegun, 7.1.26 (error below 1.5e-7). */
+static inline float rdu_geluf(float x)
+{
+    float z = rdu_float_of_bits(rdu_bits_of_float(x) & 0x7fffffffu) * RDU_ERF_HALF_ROOT;
+    float t = 1.0f / __builtin_fmaf(RDU_ERF_P, z, 1.0f);
+    float p = RDU_ERF_A5;
+    p = __builtin_fmaf(p, t, RDU_ERF_A4);
+    p = __builtin_fmaf(p, t, RDU_ERF_A3);
+    p = __builtin_fmaf(p, t, RDU_ERF_A2);
+    p = __builtin_fmaf(p, t, RDU_ERF_A1);
+    p = p * t;
+    float e = 1.0f - p * rdu_expf(-(z * z));
+    e = x < 0.0f ? -e : e;
+    return (0.5f * x) * (1.0f + e);
 }
 
 #endif

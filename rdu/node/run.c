@@ -353,7 +353,7 @@ static void run_embed(struct run *r, const struct rdu_launch *l)
     float *y = f32_of(r, l->out[0], &stride);
     share_rows(r, r->a->n_tokens, false, &from, &to);
     for (uint32_t t = from; t < to; t++) {
-        uint32_t row = (uint32_t)r->a->tokens[t];
+        uint32_t row = l->by_pos ? BASE_MIN(r->a->pos[t], w->rows - 1) : (uint32_t)r->a->tokens[t];
         const void *data = w->data;
         if (w->chunk) {
             data = w->chunk[row / w->chunk_rows];
@@ -407,12 +407,31 @@ static void run_take_outs(struct run *r, const struct rdu_launch *l, bool broadc
         memcpy(y + i * y_stride, x + r->a->outs[i] * x_stride, width * sizeof(float));
 }
 
+/* A sequence's rows lie next to each other and end at the wanted output. */
+static void run_mean_pool(struct run *r, const struct rdu_launch *l)
+{
+    size_t x_stride, y_stride;
+    const float *x = f32_of(r, l->in[0], &x_stride);
+    float *y = f32_of(r, l->out[0], &y_stride);
+    uint32_t from, to, width = width_of(r, l->out[0]);
+    share_rows(r, r->a->n_outs, false, &from, &to);
+    for (uint32_t i = from; i < to; i++) {
+        uint32_t out = r->a->outs[i], count = r->a->pos[out] + 1;
+        const float *row = x + (size_t)(out + 1 - count) * x_stride;
+        float *sum = y + i * y_stride;
+        memset(sum, 0, width * sizeof(float));
+        for (uint32_t t = 0; t < count; t++)
+            r->k->add(sum, row + t * x_stride, width, sum);
+        r->k->scale(sum, 1.0f / (float)count, width, sum);
+    }
+}
+
 static void run_elementwise(struct run *r, const struct rdu_launch *l)
 {
     size_t a_stride, b_stride = 0, y_stride;
     const float *a = f32_of(r, l->in[0], &a_stride), *b = NULL;
     float *y = f32_of(r, l->out[0], &y_stride);
-    if (l->kernel == RDU_KERNEL_ADD || l->kernel == RDU_KERNEL_ACT)
+    if (l->in[1] != RDU_BUF_NONE)
         b = f32_of(r, l->in[1], &b_stride);
     if (l->kernel == RDU_KERNEL_ADD_BIAS)
         b = weight_of(r, l->slot[0])->data;
@@ -426,11 +445,17 @@ static void run_elementwise(struct run *r, const struct rdu_launch *l)
         case RDU_KERNEL_SCALE:
             r->k->scale(at, l->factor, width, yt);
             break;
+        case RDU_KERNEL_CENTER:
+            r->k->center(at, width, yt);
+            break;
         case RDU_KERNEL_SOFTCAP:
             r->k->softcap(at, l->factor, width, yt);
             break;
         case RDU_KERNEL_ACT:
-            (l->act == RDU_ACT_GELU ? r->k->gelu_mul : r->k->silu_mul)(at, bt, width, yt);
+            if (l->act == RDU_ACT_GELU_ERF)
+                r->k->gelu(at, width, yt);
+            else
+                (l->act == RDU_ACT_GELU ? r->k->gelu_mul : r->k->silu_mul)(at, bt, width, yt);
             if (q.q)
                 quantize_part(r, yt, width, q, t, 0);
             break;
@@ -508,10 +533,16 @@ static float *attn_state(const struct run *r, const struct rdu_attention_options
     return r->w->attn_state + (size_t)i * it->heads * (2 + opt->head_dim);
 }
 
+/* Positions below this one are visible to token t. */
+static uint32_t visible_end(const struct run *r, const struct rdu_attention_options *opt, uint32_t t)
+{
+    return (opt->bidirectional ? r->a->ends[t] : r->a->pos[t]) + 1;
+}
+
 static uint32_t visible_from(const struct run *r, const struct rdu_attention_options *opt, uint32_t t)
 {
     uint32_t window = opt->windowed && r->a->window ? r->a->window[r->layer] : 0;
-    uint32_t end = r->a->pos[t] + 1;
+    uint32_t end = visible_end(r, opt, t);
     return window && end > window ? end - window : 0;
 }
 
@@ -520,7 +551,7 @@ static void fill_attn_args(const struct run *r, const struct rdu_attention_optio
                            const struct attn_item *it, uint32_t i, uint32_t base, uint32_t count,
                            struct rdu_attn_args *a)
 {
-    uint32_t t = it->t + i, begin = visible_from(r, opt, t), end = r->a->pos[t] + 1;
+    uint32_t t = it->t + i, begin = visible_from(r, opt, t), end = visible_end(r, opt, t);
     float *state = attn_state(r, opt, it, i);
     a->pos_from = begin > base ? begin - base : 0;
     a->pos_to = end > base ? BASE_MIN(end - base, count * RDU_KV_BLOCK) : 0;
@@ -551,7 +582,7 @@ static void attend(const struct run *r, const struct rdu_attention_options *opt,
                    const float *q, size_t q_stride)
 {
     uint32_t kv_head = it->head_from / (opt->heads / opt->kv_heads);
-    uint32_t end = r->a->pos[it->t + it->tokens - 1] + 1, first = visible_from(r, opt, it->t) / RDU_KV_BLOCK;
+    uint32_t end = visible_end(r, opt, it->t + it->tokens - 1), first = visible_from(r, opt, it->t) / RDU_KV_BLOCK;
     start_attn(r, opt, it);
     for (; first * RDU_KV_BLOCK < end; first += BLOCK_RUN) {
         const void *block[BLOCK_RUN];
@@ -641,6 +672,9 @@ static void run_launch(struct run *r, const struct rdu_launch *l, bool broadcast
     case RDU_KERNEL_TAKE_OUTS:
         run_take_outs(r, l, broadcast);
         break;
+    case RDU_KERNEL_MEAN_POOL:
+        run_mean_pool(r, l);
+        break;
     case RDU_KERNEL_MATMUL:
     case RDU_KERNEL_HEAD:
         run_matmul(r, l);
@@ -661,6 +695,7 @@ static void run_launch(struct run *r, const struct rdu_launch *l, bool broadcast
     case RDU_KERNEL_ADD_BIAS:
     case RDU_KERNEL_SCALE:
     case RDU_KERNEL_SOFTCAP:
+    case RDU_KERNEL_CENTER:
         run_elementwise(r, l);
         break;
     case RDU_KERNEL_LOOP:

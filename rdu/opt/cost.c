@@ -52,7 +52,7 @@ static uint64_t pointwise_flops(const struct rdu_launch *l)
         return 4;
     case RDU_KERNEL_ACT:
     case RDU_KERNEL_GATE_UP:
-        return l->act == RDU_ACT_GELU ? 11 : 5;
+        return l->act == RDU_ACT_GELU_ERF ? 20 : l->act == RDU_ACT_GELU ? 11 : 5;
     case RDU_KERNEL_ROPE:
     case RDU_KERNEL_ROPE_APPEND:
     case RDU_KERNEL_SOFTCAP:
@@ -60,7 +60,10 @@ static uint64_t pointwise_flops(const struct rdu_launch *l)
     case RDU_KERNEL_ADD:
     case RDU_KERNEL_ADD_BIAS:
     case RDU_KERNEL_SCALE:
+    case RDU_KERNEL_MEAN_POOL: /* per row that it sums; counted as one */
         return 1;
+    case RDU_KERNEL_CENTER:
+        return 2;
     default:
         return 0;
     }

@@ -317,6 +317,7 @@ static void single_external(struct fuse *f, uint32_t id)
         c->l.attention.scale = key->scale;
         c->l.attention.softcap = key->softcap;
         c->l.attention.windowed = key->windowed != 0;
+        c->l.attention.bidirectional = key_of(f, key->operand[2])->which == IR_INPUT_ENDS;
     } else if (key->which == IR_EXT_COPY) {
         struct opt_cluster *c = single(f, RDU_KERNEL_SCALE, id);
         c->l.factor = 1.0f;
@@ -351,31 +352,49 @@ static void single_loop(struct fuse *f, uint32_t id)
     buf_printf(f->report, "  loop %%%u matches no leaf: interpreted\n", id);
 }
 
+static enum rdu_act act_of(enum ir_oper oper)
+{
+    if (oper == IR_OPER_GELU)
+        return RDU_ACT_GELU_ERF;
+    return oper == IR_OPER_GELU_MUL ? RDU_ACT_GELU : RDU_ACT_SILU;
+}
+
 static void single_oper(struct fuse *f, uint32_t id)
 {
     static const struct {
         enum ir_oper oper;
         enum rdu_kernel kernel;
     } leaf[] = {
-        {IR_OPER_EMBED, RDU_KERNEL_EMBED},  {IR_OPER_NORM, RDU_KERNEL_NORM},
-        {IR_OPER_ADD, RDU_KERNEL_ADD},      {IR_OPER_ADD_BIAS, RDU_KERNEL_ADD_BIAS},
-        {IR_OPER_SCALE, RDU_KERNEL_SCALE},  {IR_OPER_SOFTCAP, RDU_KERNEL_SOFTCAP},
-        {IR_OPER_SILU_MUL, RDU_KERNEL_ACT}, {IR_OPER_GELU_MUL, RDU_KERNEL_ACT},
-        {IR_OPER_ROPE, RDU_KERNEL_ROPE},    {IR_OPER_TAKE_OUTS, RDU_KERNEL_TAKE_OUTS},
+        {IR_OPER_EMBED, RDU_KERNEL_EMBED},
+        {IR_OPER_NORM, RDU_KERNEL_NORM},
+        {IR_OPER_ADD, RDU_KERNEL_ADD},
+        {IR_OPER_ADD_BIAS, RDU_KERNEL_ADD_BIAS},
+        {IR_OPER_SCALE, RDU_KERNEL_SCALE},
+        {IR_OPER_SOFTCAP, RDU_KERNEL_SOFTCAP},
+        {IR_OPER_SILU_MUL, RDU_KERNEL_ACT},
+        {IR_OPER_GELU_MUL, RDU_KERNEL_ACT},
+        {IR_OPER_ROPE, RDU_KERNEL_ROPE},
+        {IR_OPER_TAKE_OUTS, RDU_KERNEL_TAKE_OUTS},
+        {IR_OPER_CENTER, RDU_KERNEL_CENTER},
+        {IR_OPER_GELU, RDU_KERNEL_ACT},
+        {IR_OPER_MEAN_POOL, RDU_KERNEL_MEAN_POOL},
     };
     const struct ir_key *key = key_of(f, id);
     for (size_t i = 0; i < BASE_COUNT(leaf); i++) {
         if (!is_oper(f, id, leaf[i].oper))
             continue;
         struct opt_cluster *c = single(f, leaf[i].kernel, id);
-        if (leaf[i].kernel == RDU_KERNEL_EMBED)
+        if (leaf[i].kernel == RDU_KERNEL_EMBED) {
             c->l.in[0] = IR_NONE;
-        if (leaf[i].kernel == RDU_KERNEL_ADD || leaf[i].kernel == RDU_KERNEL_ACT)
+            c->l.by_pos = key_of(f, key->operand[0])->which == IR_INPUT_POS;
+        }
+        if (key->operands == 2 &&
+            (leaf[i].kernel == RDU_KERNEL_ADD || leaf[i].kernel == RDU_KERNEL_ACT))
             c->l.in[1] = key->operand[1];
         if (leaf[i].kernel == RDU_KERNEL_NORM)
             c->l.groups = key->shape.rank == 3 ? (uint32_t)key->shape.dim[1] : 1;
         if (leaf[i].kernel == RDU_KERNEL_ACT)
-            c->l.act = leaf[i].oper == IR_OPER_GELU_MUL ? RDU_ACT_GELU : RDU_ACT_SILU;
+            c->l.act = act_of(leaf[i].oper);
         if (leaf[i].kernel == RDU_KERNEL_ROPE)
             set_rope(f, c, id);
         return;

@@ -8,9 +8,9 @@
 const char *rdu_kernel_name(enum rdu_kernel k)
 {
     static const char *const name[RDU_KERNELS] = {
-        "embed", "norm",        "quantize",  "matmul",    "gate_up", "act",
-        "rope",  "rope_append", "append",    "attention", "add",     "add_bias",
-        "scale", "softcap",     "take_outs", "head",      "loop"};
+        "embed",       "norm",   "quantize",  "matmul", "gate_up",  "act",   "rope",
+        "rope_append", "append", "attention", "add",    "add_bias", "scale", "softcap",
+        "take_outs",   "center", "mean_pool", "head",   "loop"};
     return (unsigned)k < RDU_KERNELS ? name[k] : "?";
 }
 

@@ -65,6 +65,25 @@ static void gelu_mul(const float *gate, const float *up, uint32_t n, float *y)
     }
 }
 
+static void gelu(const float *x, uint32_t n, float *y)
+{
+    for (uint32_t i = 0; i < n; i++)
+        y[i] = rdu_geluf(x[i]);
+}
+
+static void center(const float *x, uint32_t n, float *y)
+{
+    float lane[16] = {0};
+    for (uint32_t i = 0; i < n; i++)
+        lane[i % 16] = lane[i % 16] + x[i];
+    for (unsigned half = 8; half > 0; half /= 2)
+        for (unsigned i = 0; i < half; i++)
+            lane[i] += lane[i + half];
+    float mean = lane[0] / (float)n;
+    for (uint32_t i = 0; i < n; i++)
+        y[i] = x[i] - mean;
+}
+
 static void add(const float *a, const float *b, uint32_t n, float *y)
 {
     for (uint32_t i = 0; i < n; i++)
@@ -152,6 +171,8 @@ void REF(rdu_ref_rows)(struct rdu_kernels *k)
     k->quantize = quantize;
     k->silu_mul = silu_mul;
     k->gelu_mul = gelu_mul;
+    k->gelu = gelu;
+    k->center = center;
     k->add = add;
     k->axpy = axpy;
     k->scale = scale;

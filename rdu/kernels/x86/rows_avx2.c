@@ -134,6 +134,41 @@ static void gelu_mul(const float *gate, const float *up, uint32_t n, float *y)
     }
 }
 
+static void gelu(const float *x, uint32_t n, float *y)
+{
+    const __m256 one = _mm256_set1_ps(1.0f), sign_bit = _mm256_set1_ps(-0.0f);
+    for (uint32_t i = 0; i < n; i += 8) {
+        __m256 v = load(x + i, n - i);
+        __m256 z = _mm256_mul_ps(_mm256_andnot_ps(sign_bit, v), _mm256_set1_ps(RDU_ERF_HALF_ROOT));
+        __m256 t = _mm256_div_ps(one, _mm256_fmadd_ps(_mm256_set1_ps(RDU_ERF_P), z, one));
+        __m256 p = _mm256_set1_ps(RDU_ERF_A5);
+        p = _mm256_fmadd_ps(p, t, _mm256_set1_ps(RDU_ERF_A4));
+        p = _mm256_fmadd_ps(p, t, _mm256_set1_ps(RDU_ERF_A3));
+        p = _mm256_fmadd_ps(p, t, _mm256_set1_ps(RDU_ERF_A2));
+        p = _mm256_fmadd_ps(p, t, _mm256_set1_ps(RDU_ERF_A1));
+        p = _mm256_mul_ps(p, t);
+        __m256 e = exp_ps(_mm256_xor_ps(_mm256_mul_ps(z, z), sign_bit));
+        e = _mm256_sub_ps(one, _mm256_mul_ps(p, e));
+        __m256 below = _mm256_cmp_ps(v, _mm256_setzero_ps(), _CMP_LT_OQ);
+        e = _mm256_xor_ps(e, _mm256_and_ps(below, sign_bit));
+        v = _mm256_mul_ps(_mm256_mul_ps(_mm256_set1_ps(0.5f), v), _mm256_add_ps(one, e));
+        store(y + i, v, n - i);
+    }
+}
+
+static void center(const float *x, uint32_t n, float *y)
+{
+    __m256 lo = _mm256_setzero_ps(), hi = _mm256_setzero_ps();
+    for (uint32_t i = 0; i < n; i += 16) {
+        lo = _mm256_add_ps(lo, load(x + i, n - i));
+        if (n - i > 8)
+            hi = _mm256_add_ps(hi, load(x + i + 8, n - i - 8));
+    }
+    __m256 mean = _mm256_set1_ps(reduce(_mm256_add_ps(lo, hi)) / (float)n);
+    for (uint32_t i = 0; i < n; i += 8)
+        store(y + i, _mm256_sub_ps(load(x + i, n - i), mean), n - i);
+}
+
 static void add(const float *a, const float *b, uint32_t n, float *y)
 {
     for (uint32_t i = 0; i < n; i += 8)
@@ -234,6 +269,8 @@ void rdu_x86_rows_avx2(struct rdu_kernels *k)
     k->quantize = quantize;
     k->silu_mul = silu_mul;
     k->gelu_mul = gelu_mul;
+    k->gelu = gelu;
+    k->center = center;
     k->add = add;
     k->axpy = axpy;
     k->scale = scale;

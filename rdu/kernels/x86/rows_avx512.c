@@ -94,6 +94,28 @@ static void gelu_mul(const float *gate, const float *up, uint32_t n, float *y)
     }
 }
 
+static void gelu(const float *x, uint32_t n, float *y)
+{
+    const __m512 one = _mm512_set1_ps(1.0f), sign_bit = _mm512_set1_ps(-0.0f);
+    for (uint32_t i = 0; i < n; i += 16) {
+        __m512 v = load(x + i, n - i);
+        __m512 z = _mm512_mul_ps(_mm512_abs_ps(v), _mm512_set1_ps(RDU_ERF_HALF_ROOT));
+        __m512 t = _mm512_div_ps(one, _mm512_fmadd_ps(_mm512_set1_ps(RDU_ERF_P), z, one));
+        __m512 p = _mm512_set1_ps(RDU_ERF_A5);
+        p = _mm512_fmadd_ps(p, t, _mm512_set1_ps(RDU_ERF_A4));
+        p = _mm512_fmadd_ps(p, t, _mm512_set1_ps(RDU_ERF_A3));
+        p = _mm512_fmadd_ps(p, t, _mm512_set1_ps(RDU_ERF_A2));
+        p = _mm512_fmadd_ps(p, t, _mm512_set1_ps(RDU_ERF_A1));
+        p = _mm512_mul_ps(p, t);
+        __m512 e = exp_ps(_mm512_xor_ps(_mm512_mul_ps(z, z), sign_bit));
+        e = _mm512_sub_ps(one, _mm512_mul_ps(p, e));
+        __mmask16 below = _mm512_cmp_ps_mask(v, _mm512_setzero_ps(), _CMP_LT_OQ);
+        e = _mm512_mask_xor_ps(e, below, e, sign_bit);
+        v = _mm512_mul_ps(_mm512_mul_ps(_mm512_set1_ps(0.5f), v), _mm512_add_ps(one, e));
+        store(y + i, v, n - i);
+    }
+}
+
 static void softcap(const float *x, float cap, uint32_t n, float *y)
 {
     const __m512 c = _mm512_set1_ps(cap);
@@ -107,5 +129,6 @@ void rdu_x86_rows_avx512(struct rdu_kernels *k)
     k->quantize = quantize;
     k->silu_mul = silu_mul;
     k->gelu_mul = gelu_mul;
+    k->gelu = gelu;
     k->softcap = softcap;
 }

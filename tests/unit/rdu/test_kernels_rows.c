@@ -37,9 +37,20 @@ static void exp_and_tanh_stay_within_two_ulp(void **state)
     assert_true(signbit(rdu_tanhf(-0.0f)) && rdu_tanhf(0x1p-149f) == 0x1p-149f);
 }
 
-enum op { OP_NORM, OP_SILU, OP_GELU, OP_ADD, OP_AXPY, OP_SCALE, OP_SOFTCAP, OPS };
-static const char *const op_names[OPS] = {"rms_norm", "silu_mul", "gelu_mul", "add",
-                                          "axpy",     "scale",    "softcap"};
+enum op {
+    OP_NORM,
+    OP_SILU,
+    OP_GELU,
+    OP_ERF,
+    OP_CENTER,
+    OP_ADD,
+    OP_AXPY,
+    OP_SCALE,
+    OP_SOFTCAP,
+    OPS
+};
+static const char *const op_names[OPS] = {"rms_norm", "silu_mul", "gelu_mul", "gelu",   "center",
+                                          "add",      "axpy",     "scale",    "softcap"};
 
 static void apply(const struct rdu_kernels *k, enum op op, const float *a, const float *b,
                   uint32_t n, float *y)
@@ -53,6 +64,12 @@ static void apply(const struct rdu_kernels *k, enum op op, const float *a, const
         break;
     case OP_GELU:
         k->gelu_mul(a, b, n, y);
+        break;
+    case OP_ERF:
+        k->gelu(a, n, y);
+        break;
+    case OP_CENTER:
+        k->center(a, n, y);
         break;
     case OP_ADD:
         k->add(a, b, n, y);
@@ -152,6 +169,18 @@ static void elementwise_is_close_to_double(void **state)
         /* 1 + tanh cancels for negative g: an absolute error of a few ulp of 1. */
         assert_true(fabs((double)y[i] - exact) <= 16 * 0x1p-24 * fabs(g * (double)b[i]) + 1e-12);
     }
+    t->k[0].gelu(a, N, y);
+    for (uint32_t i = 0; i < N; i++) {
+        double x = (double)a[i], exact = 0.5 * x * (1 + erf(x / sqrt(2.0)));
+        /* 1.5e-7 is the formula's own error, the rest rounding. */
+        assert_true(fabs((double)y[i] - exact) <= fabs(x) * 5e-7);
+    }
+    double sum = 0;
+    for (uint32_t i = 0; i < N; i++)
+        sum += (double)a[i];
+    t->k[0].center(a, N, y);
+    for (uint32_t i = 0; i < N; i++)
+        assert_true(fabs((double)y[i] - ((double)a[i] - sum / N)) <= 1e-5);
 }
 
 static void quantize_gives_the_reference_bits(void **state)
