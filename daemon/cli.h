@@ -4,6 +4,7 @@
 #define SWITCHYARD_DAEMON_CLI_H
 
 #include "base/base.h"
+#include "conf/conf.h"
 
 /* What the shell sees. Never a signal. */
 enum cli_exit {
@@ -63,6 +64,15 @@ int cli_wrong(const char *command, const char *fmt, ...) BASE_PRINTF(2, 3);
 
 /* The candidate closest to `word`, or NULL if none is close: for "did you mean". */
 const char *cli_suggest(const char *word, const char *const *candidates, size_t count);
+
+/* An option that is a configuration key under another name; NULL = not given. */
+struct cli_setting {
+    const char *key, *value;
+};
+/* `c` (after conf_init) from the file at `path` (NULL = none), over it the environment, over it the settings
+ * that were given; validated. */
+enum err_code cli_load_conf(struct conf *c, const char *path, const struct cli_setting *settings,
+                            size_t settings_count, struct err *e) BASE_NODISCARD;
 
 /* A progress bar on stderr when it is a terminal, one line per started part otherwise. */
 struct cli_bar {

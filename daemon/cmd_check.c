@@ -39,14 +39,6 @@ static void print_conf(const struct conf *c, bool json)
     buf_done(&out);
 }
 
-static enum err_code load(struct conf *c, const char *path, struct err *e)
-{
-    enum err_code code = path != NULL ? conf_load_file(c, path, e) : ERR_OK;
-    if (code == ERR_OK)
-        code = conf_load_environment(c, e);
-    return code == ERR_OK ? conf_validate(c, e) : code;
-}
-
 int cmd_check(int argc, char **argv)
 {
     const char *config = NULL;
@@ -74,7 +66,7 @@ int cmd_check(int argc, char **argv)
         return CLI_DONE;
     }
     conf_init(&c);
-    if (load(&c, config, &e) == ERR_OK)
+    if (cli_load_conf(&c, config, NULL, 0, &e) == ERR_OK)
         print_conf(&c, json);
     else
         code = cli_refuse("check", &e);

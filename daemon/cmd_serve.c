@@ -31,24 +31,6 @@ static const char examples[] =
     "  switchyard serve --config switchyard.yaml --port 9000\n"
     "  SWITCHYARD_TIERS_HBM=2GiB switchyard serve --store /var/lib/switchyard/store";
 
-/* Flags that are a configuration key under another name; given ones are set over file and
- * environment. */
-struct flag {
-    const char *key, *value;
-};
-
-static enum err_code load_conf(struct conf *c, const char *path, const struct flag *flags,
-                               size_t flags_count, struct err *e)
-{
-    enum err_code code = path != NULL ? conf_load_file(c, path, e) : ERR_OK;
-    if (code == ERR_OK)
-        code = conf_load_environment(c, e);
-    for (size_t i = 0; i < flags_count && code == ERR_OK; i++)
-        if (flags[i].value != NULL)
-            code = conf_set(c, flags[i].key, flags[i].value, e);
-    return code == ERR_OK ? conf_validate(c, e) : code;
-}
-
 /* ---- signals -------------------------------------------------------------------------------- */
 
 static void block_signals(sigset_t *set)
@@ -142,7 +124,7 @@ static int serve(const struct conf *c, const char *model)
 int cmd_serve(int argc, char **argv)
 {
     const char *config = NULL, *model = "";
-    struct flag flags[] = {
+    struct cli_setting flags[] = {
         {"store.path", NULL},   {"server.host", NULL}, {"server.port", NULL}, {"rdu.sockets", NULL},
         {"rdu.threads", NULL},  {"tiers.hbm", NULL},   {"tiers.ddr", NULL},   {"rdu.exec", NULL},
         {"rdu.numerics", NULL}, {"router.head", NULL},
@@ -175,7 +157,7 @@ int cmd_serve(int argc, char **argv)
     if (code != CLI_RUN)
         return code;
     conf_init(&c);
-    if (load_conf(&c, config, flags, BASE_COUNT(flags), &e) == ERR_OK)
+    if (cli_load_conf(&c, config, flags, BASE_COUNT(flags), &e) == ERR_OK)
         code = serve(&c, model);
     else
         code = cli_refuse("serve", &e);

@@ -3,6 +3,7 @@
 #ifndef SWITCHYARD_DAEMON_COMMANDS_H
 #define SWITCHYARD_DAEMON_COMMANDS_H
 
+int cmd_batch(int argc, char **argv);
 int cmd_bench(int argc, char **argv);
 int cmd_chat(int argc, char **argv);
 int cmd_check(int argc, char **argv);

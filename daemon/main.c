@@ -18,6 +18,7 @@ static const struct command {
     {"experts", cmd_experts, "add, list, verify, merge, export and remove experts"},
     {"route", cmd_route, "ask the router; train and evaluate its heads"},
     {"chat", cmd_chat, "talk to a running server"},
+    {"batch", cmd_batch, "answer a file of requests, each expert loaded once"},
     {"explain", cmd_explain, "show the program that an expert runs"},
     {"bench", cmd_bench, "measure this machine and its kernels"},
     {"simulate", cmd_simulate, "run the node on node time: published figures, and traces"},

@@ -309,9 +309,9 @@ static enum err_code open_router(struct server *s, struct err *e)
 
 /* ---- open and close ------------------------------------------------------------------------- */
 
-static enum err_code open_stack(struct server *s, struct err *e)
+static enum err_code open_stack(struct server *s, enum memtier_access access, struct err *e)
 {
-    enum err_code code = stack_open(s->conf, MEMTIER_SERVE, &s->stack, e);
+    enum err_code code = stack_open(s->conf, access, &s->stack, e);
     s->store = s->stack.store;
     s->memtier = s->stack.memtier;
     s->node = s->stack.node;
@@ -335,9 +335,11 @@ static enum err_code open_engine(struct server *s, struct err *e)
     return engine_open(&options, &s->engine, e);
 }
 
-static enum err_code open_parts(struct server *s, const char *imported, struct err *e)
+/* Everything that answers, but nothing that listens. */
+static enum err_code open_parts(struct server *s, enum memtier_access access, const char *imported,
+                                struct err *e)
 {
-    enum err_code code = open_stack(s, e);
+    enum err_code code = open_stack(s, access, e);
     if (code == ERR_OK)
         code = open_experts(s, e);
     if (code == ERR_OK)
@@ -347,13 +349,14 @@ static enum err_code open_parts(struct server *s, const char *imported, struct e
     if (code != ERR_OK)
         return code;
     hold_configured(s);
+    return open_engine(s, e);
+}
+
+static enum err_code open_http(struct server *s, struct err *e)
+{
     s->metrics = metrics_open(experts_count(s->experts));
-    code = logger_open(STDOUT_FILENO, log_level_parse(s->conf->log_level), &s->log, e);
-    if (code == ERR_OK)
-        code = open_engine(s, e);
-    if (code == ERR_OK)
-        code = http_open(s, &s->http, e);
-    return code;
+    enum err_code code = logger_open(STDOUT_FILENO, log_level_parse(s->conf->log_level), &s->log, e);
+    return code == ERR_OK ? http_open(s, &s->http, e) : code;
 }
 
 enum err_code server_open(const struct conf *c, const char *model_path, struct server *ret,
@@ -363,7 +366,9 @@ enum err_code server_open(const struct conf *c, const char *model_path, struct s
     *ret = (struct server){.conf = c, .started_ns = clock_ns()};
     enum err_code code = import_all(c, model_path, &imported, e);
     if (code == ERR_OK)
-        code = open_parts(ret, imported, e);
+        code = open_parts(ret, MEMTIER_SERVE, imported, e);
+    if (code == ERR_OK)
+        code = open_http(ret, e);
     free(imported);
     if (code != ERR_OK) {
         server_close(ret);
@@ -375,6 +380,15 @@ enum err_code server_open(const struct conf *c, const char *model_path, struct s
     buf_done(&text);
     atomic_store(&ret->ready, true);
     return ERR_OK;
+}
+
+enum err_code server_open_offline(const struct conf *c, struct server *ret, struct err *e)
+{
+    *ret = (struct server){.conf = c, .started_ns = clock_ns()};
+    enum err_code code = open_parts(ret, MEMTIER_READ, NULL, e);
+    if (code != ERR_OK)
+        server_close(ret);
+    return code;
 }
 
 static void close_serving(struct server *s)

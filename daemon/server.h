@@ -48,6 +48,9 @@ struct server {
  * was opened is closed. `model_path`: import this GGUF first if its content is new ("" = none). */
 enum err_code server_open(const struct conf *c, const char *model_path, struct server *ret,
                           struct err *e) BASE_NODISCARD;
+/* The same experts, router and engine over what the store holds, with no HTTP, metrics or log: for commands
+ * that answer in process. Reads the store beside a daemon that serves it. */
+enum err_code server_open_offline(const struct conf *c, struct server *ret, struct err *e) BASE_NODISCARD;
 void server_close(struct server *s);
 
 /* By name, by the store's aliases or by the configuration's; NULL = unknown. Any thread. */
