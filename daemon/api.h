@@ -28,7 +28,7 @@ struct api_options {
     double temperature, top_p, min_p, typical_p;
     double repetition_penalty, presence_penalty, frequency_penalty;
     int64_t top_k, max_tokens, min_tokens, seed;
-    bool seed_given, ignore_eos;
+    bool seed_given, ignore_eos, cache_prompt;
     int64_t n;
     bool stream, include_usage, echo;
     bool want_logprobs;

@@ -189,6 +189,7 @@ static enum err_code fill_request(struct api_call *c, size_t prompt_idx, struct 
     r->grammar = grammar_ref(o->grammar);
     r->max_tokens = token_cap(c, serving, r->prompt.count);
     r->choices_count = (uint32_t)o->n;
+    r->cache_prompt = o->cache_prompt;
     r->want_logprobs = o->want_logprobs;
     r->score_prompt = o->want_logprobs && o->echo;
     r->logprobs = !o->want_logprobs ? 0 : o->top_logprobs > 0 ? (uint32_t)o->top_logprobs : 255;

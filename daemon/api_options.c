@@ -25,6 +25,7 @@ static void options_init(struct api_options *o)
         .max_tokens = API_TOKENS_UNSET,
         .min_tokens = API_TOKENS_UNSET,
         .n = 1,
+        .cache_prompt = true,
     };
 }
 
@@ -99,6 +100,7 @@ static enum err_code parse_bools(const json_t *root, struct api_options *o, stru
     } fields[] = {
         {"stream", &o->stream},
         {"ignore_eos", &o->ignore_eos},
+        {"cache_prompt", &o->cache_prompt},
         {"x_switchyard", &o->want_account},
         {"timings", &o->want_timings},
         {"timings_per_token", &o->want_timings},

@@ -83,6 +83,7 @@ static void *engine_main(void *arg)
         if (atomic_load(&g->stop) && atomic_load(&g->running) == 0)
             break;
         engine_run_orders(g);
+        engine_unpark(g);
         engine_admit(g);
         engine_look(g);
         engine_move_adapters(g);
@@ -159,19 +160,11 @@ static uint32_t retry_after(const struct engine *g)
     return (uint32_t)BASE_MIN(BASE_MAX(ns / 1000000000, 1), 600);
 }
 
-/* All choices run at once or none, each with pages of its own. */
 static enum err_code check_choices(const struct engine *g, const struct request *r, struct err *e)
 {
-    struct memtier_stats st;
     if (r->choices_count > g->opt.max_sequences)
         return err_set_param(e, ERR_INVALID, "n", "n is %u: this server runs %u sequences at once",
                              r->choices_count, g->opt.max_sequences);
-    uint64_t kv = experts_kv_bytes(g->opt.experts, r->expert, r->prompt.count + r->max_tokens);
-    memtier_stats(g->opt.memtier, &st);
-    if (r->choices_count > 1 && kv * r->choices_count + expert_footprint(r->expert) > st.hbm_budget)
-        return err_set_param(e, ERR_NO_MEMORY, "n", "the KV cache of %u choices of %llu bytes each exceeds "
-                             "tiers.hbm: ask for fewer choices or tokens", r->choices_count,
-                             (unsigned long long)kv);
     return ERR_OK;
 }
 

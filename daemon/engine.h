@@ -40,7 +40,7 @@ struct engine_stats {
     uint64_t steps, base_reads, tokens_prefill, tokens_decode, requests_done, requests_cancelled,
         requests_failed;
     uint64_t switches[4];      /* by enum memtier_tier origin: steps whose expert differs from the last */
-    uint64_t prefix_tokens_reused, node_ns;
+    uint64_t prefix_tokens_reused, preemptions, node_ns;
     uint32_t running, queued, loading; /* loading: running ones that wait for weights */
     uint64_t expired;          /* experts that left hbm because their time to live had passed */
     struct hist step_hist, switch_hist[4]; /* switch: decision to first launch */

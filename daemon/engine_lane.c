@@ -87,12 +87,48 @@ static void request_end(struct engine *g, struct engine_request *er, enum reques
     request_unref(&r);
 }
 
+void engine_note_reused(struct engine *g, size_t tokens)
+{
+    if (tokens == 0)
+        return;
+    lock_take(&g->stats_lock);
+    g->stats.prefix_tokens_reused += tokens;
+    lock_drop(&g->stats_lock);
+}
+
+static void fork_from(struct engine *g, struct lane *l, const struct lane *leader)
+{
+    engine_note_reused(g, sequence_fork(l->seq, leader->seq));
+    l->leader = NULL;
+}
+
+/* The leader ends: what it has run so far is theirs, and each goes on by itself. */
+static void release_followers(struct engine *g, const struct lane *leader)
+{
+    for (uint32_t i = 0; leader->request->choices_count > 1 && i < g->opt.max_sequences; i++)
+        if (g->lanes[i].request && g->lanes[i].leader == leader)
+            fork_from(g, &g->lanes[i], leader);
+}
+
+void engine_fork_choices(struct engine *g)
+{
+    for (uint32_t i = 0; i < g->opt.max_sequences; i++) {
+        struct lane *l = &g->lanes[i];
+        if (l->request && l->leader && sequence_generated(l->leader->seq) > 0)
+            fork_from(g, l, l->leader);
+    }
+}
+
 static void lane_end(struct engine *g, struct lane *l, enum request_finish finish)
 {
     struct request *r = l->request;
     struct engine_request *er = r->engine;
     if (l->load)
         memtier_release(g->opt.memtier, &l->load);
+    release_followers(g, l);
+    if (l->choice_idx == 0)
+        r->account.cached_tokens = (uint32_t)BASE_MIN(sequence_cached(l->seq), r->prompt.count);
+    g->parked -= l->parked;
     sequence_close(&l->seq);
     output_done(&l->output);
     *l = (struct lane){0};
@@ -180,7 +216,8 @@ static enum err_code open_lane(struct engine *g, struct engine_request *er, uint
                                    .tokens_count = r->prompt.count, .max_tokens = r->max_tokens,
                                    .sampling = r->sampling, .grammar = r->grammar,
                                    .logprobs = r->want_logprobs ? (r->logprobs ? r->logprobs : 255) : 0,
-                                   .scores = r->score_prompt && choice == 0 ? &r->scores : NULL};
+                                   .scores = r->score_prompt && choice == 0 ? &r->scores : NULL,
+                                   .cache = r->cache_prompt};
     opt.sampling.seed += choice; /* choices differ, and each is reproducible */
     enum err_code code = sequence_open(g->opt.experts, &opt, &l->seq, e);
     if (code != ERR_OK)
@@ -202,8 +239,10 @@ static enum err_code open_lanes(struct engine *g, struct engine_request *er, str
     uint32_t n = er->request->choices_count;
     for (uint32_t i = 0; i < n; i++) {
         enum err_code code = open_lane(g, er, i, &mine[i], e);
-        if (code == ERR_OK)
+        if (code == ERR_OK) {
+            mine[i]->leader = i > 0 ? mine[0] : NULL;
             continue;
+        }
         er->lanes_left = i + 1; /* so that giving the lanes back does not end the request */
         while (i-- > 0)
             lane_end(g, mine[i], REQUEST_FINISH_NONE);
@@ -245,26 +284,41 @@ static uint64_t weights_beside_hold(const struct engine *g, const struct expert 
     return bytes;
 }
 
-/* Neither held nor pages. Not memtier_room: pins end with their step, pages stay until their sequence does. */
+/* Neither held nor pages in use. Not memtier_room: pins end with their step, pages stay until their sequence
+ * ends. */
 static uint64_t lasting_room(const struct engine *g)
 {
     struct memtier_stats st;
     memtier_stats(g->opt.memtier, &st);
-    uint64_t taken = st.hbm_held + st.bytes_by_kind[MEMTIER_KIND_KV];
+    uint64_t taken = st.hbm_held + st.page_bytes;
     return st.hbm_budget > taken ? st.hbm_budget - taken : 0;
 }
 
-/* KV pages stay until their sequence ends, weights come and go: so the pages must leave room for the
- * largest expert that runs, or nothing could run at all. */
-static bool leaves_room(const struct engine *g, const struct request *r)
+/* Tokens of an answer whose pages a newcomer must find free; what it needs beyond that it takes as it goes. */
+#define ADMIT_TOKENS 64
+
+/* Weights come and go between pages that stay: they must leave room for the largest expert that runs, or
+ * nothing could run at all. And each running sequence should find its next page. */
+static bool leaves_room(const struct engine *g, const struct expert *ex, uint64_t kv)
 {
-    uint64_t kv = experts_kv_bytes(g->opt.experts, r->expert, r->prompt.count + r->max_tokens);
-    uint64_t need = weights_beside_hold(g, r->expert);
-    for (uint32_t i = 0; i < g->opt.max_sequences; i++)
-        if (g->lanes[i].request)
-            need = BASE_MAX(need, weights_beside_hold(g, g->lanes[i].request->expert));
+    uint64_t need = weights_beside_hold(g, ex);
+    for (uint32_t i = 0; i < g->opt.max_sequences; i++) {
+        const struct lane *l = &g->lanes[i];
+        if (l->request == NULL || l->parked)
+            continue;
+        need = BASE_MAX(need, weights_beside_hold(g, l->request->expert));
+        kv += experts_kv_bytes(g->opt.experts, l->request->expert, 1);
+    }
     /* A sixteenth on top: room is in pieces, and adapters of one batch come on top of each other. */
-    return kv * r->choices_count + need + need / 16 <= lasting_room(g);
+    return kv + need + need / 16 <= lasting_room(g);
+}
+
+static bool has_room(const struct engine *g, const struct request *r)
+{
+    size_t answer = BASE_MIN(r->max_tokens, ADMIT_TOKENS);
+    uint64_t kv = experts_kv_bytes(g->opt.experts, r->expert, r->prompt.count + answer);
+    kv += (r->choices_count - 1) * experts_kv_bytes(g->opt.experts, r->expert, answer + 1);
+    return leaves_room(g, r->expert, kv);
 }
 
 bool engine_in_flight(struct engine *g)
@@ -280,27 +334,69 @@ bool engine_in_flight(struct engine *g)
     return g->warm != NULL || g->open_orders != NULL || st.jobs_out > 0; /* cancelled loads and copies to ddr end by themselves */
 }
 
-/* In order: a large request at the head is not overtaken for ever by small ones behind it. */
+/* In order: a large request at the head is not overtaken for ever by small ones behind it; and nobody comes in
+ * while somebody who gave his pages up waits to go on. */
 void engine_admit(struct engine *g)
 {
-    while (g->waiting && g->waiting->request->choices_count <= free_lanes(g)) {
+    while (g->waiting && g->parked == 0 && g->waiting->request->choices_count <= free_lanes(g)) {
         struct engine_request *er = g->waiting;
         struct err e = {0};
-        if (atomic_load(&g->running) > 0 && (g->short_of_room || !leaves_room(g, er->request)))
+        if (atomic_load(&g->running) > 0 && (g->short_of_room || !has_room(g, er->request)))
             return; /* room comes back when something ends */
         enum err_code code = open_lanes(g, er, &e);
-        if (code == ERR_BUSY && (atomic_load(&g->running) > 0 || engine_in_flight(g)))
-            return;
-        if (code == ERR_BUSY)
-            err_set_param(&e, ERR_NO_MEMORY, "tiers.hbm", "the KV cache of %zu tokens does not fit beside "
-                          "what is held in tiers.hbm: hold less or raise the budget",
-                          er->request->prompt.count + er->request->max_tokens);
         g->waiting = er->next;
         if (code == ERR_OK)
             admitted(g, er->request);
         else
             waiting_end(g, er, REQUEST_FINISH_ERROR, &e);
     }
+}
+
+/* ---- giving way -------------------------------------------------------------------------------------------------- */
+
+bool engine_park_youngest(struct engine *g)
+{
+    struct lane *youngest = NULL;
+    uint32_t going = 0;
+    for (uint32_t i = 0; i < g->opt.max_sequences; i++) {
+        struct lane *l = &g->lanes[i];
+        if (l->request == NULL || l->parked || l->leader)
+            continue;
+        going++;
+        if (!l->in_step && (youngest == NULL || l->admission_no > youngest->admission_no))
+            youngest = l;
+    }
+    if (youngest == NULL || going < 2)
+        return false;
+    sequence_yield(youngest->seq);
+    youngest->parked = true;
+    g->parked++;
+    lock_take(&g->stats_lock);
+    g->stats.preemptions++;
+    lock_drop(&g->stats_lock);
+    return true;
+}
+
+void engine_unpark(struct engine *g)
+{
+    struct lane *oldest = NULL;
+    uint32_t going = 0;
+    if (g->parked == 0)
+        return;
+    for (uint32_t i = 0; i < g->opt.max_sequences; i++) {
+        struct lane *l = &g->lanes[i];
+        going += l->request && !l->parked && !l->leader;
+        if (l->request && l->parked && (oldest == NULL || l->admission_no < oldest->admission_no))
+            oldest = l;
+    }
+    if (oldest == NULL)
+        return; /* not reachable: `parked` counts them */
+    const struct expert *ex = sequence_expert(oldest->seq);
+    uint64_t kv = experts_kv_bytes(g->opt.experts, ex, sequence_tokens(oldest->seq) + ADMIT_TOKENS);
+    if (going > 0 && !leaves_room(g, ex, kv))
+        return;
+    oldest->parked = false;
+    g->parked--;
 }
 
 /* ---- cancelling ------------------------------------------------------------------------------------------------ */

@@ -20,7 +20,10 @@ struct lane {
     struct memtier_lease *load;  /* its adapter is being brought in: not yet part of any step */
     uint64_t load_start_ns, last_token_ns;
     uint64_t admission_no;       /* rising: prompts are run in this order */
+    size_t delivered;            /* tokens handed out */
+    struct lane *leader;         /* another choice of the request that runs their prompt; NULL = none, or done */
     bool in_step;
+    bool parked;                 /* gave its KV pages to others; goes on when there is room again */
     char *text;                  /* rest of the current text block */
     size_t text_room;
 };
@@ -61,6 +64,7 @@ struct engine {
     uint32_t part_turn;          /* where the next batch that must run in parts begins */
     uint64_t admissions;
     bool short_of_room;          /* KV pages keep a base from its weights: nobody is admitted until some end */
+    uint32_t parked;             /* lanes */
     struct open_step open[STEPS_MAX];
     struct step_item *items;     /* [max_sequences] */
     uint64_t *expert_step_no;    /* [experts] number of the last step it was in */
@@ -97,6 +101,13 @@ bool engine_in_flight(struct engine *g);
 bool engine_lane_cancelled(const struct engine *g, const struct lane *l);
 void engine_drop_cancelled(struct engine *g);
 void engine_move_adapters(struct engine *g);
+/* The lane that came last gives its KV pages back and waits; false = there is but one that could. */
+bool engine_park_youngest(struct engine *g);
+/* The one that has waited longest goes on, if there is room for it. */
+void engine_unpark(struct engine *g);
+/* Choices whose prompt another one has run take its pages. */
+void engine_fork_choices(struct engine *g);
+void engine_note_reused(struct engine *g, size_t tokens);
 
 /* engine_order.c */
 enum err_code engine_open_orders(struct engine *g, struct err *e) BASE_NODISCARD;

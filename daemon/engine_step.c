@@ -1,4 +1,5 @@
 /* Steps: what runs next, and handing its tokens out. */
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -16,7 +17,7 @@ void engine_close_step(struct open_step *o)
 
 static bool lane_runnable(const struct lane *l)
 {
-    return l->request && !l->in_step && l->load == NULL;
+    return l->request && !l->in_step && l->load == NULL && !l->parked && l->leader == NULL;
 }
 
 static void measure_base(struct engine *g, struct sched_base *b, struct expert *ex)
@@ -88,6 +89,15 @@ static void add_item(struct engine *g, struct open_step *o, struct lane *l, uint
     o->lanes[o->lanes_count++] = l;
 }
 
+/* Somebody in the step computes the page it needs next: it waits for that instead of doing the same. */
+static bool waits_for_page(const struct open_step *o, const struct lane *l)
+{
+    for (uint32_t i = 0; i < o->lanes_count; i++)
+        if (sequence_shares_next_page(l->seq, o->lanes[i]->seq))
+            return true;
+    return false;
+}
+
 /* Decode tokens of every runnable sequence of the base, then prompt chunks within the budget, the oldest
  * prompt first: lanes are reused, so going by their index would let new requests overtake for ever. */
 static void fill_items(struct engine *g, uint32_t base_idx, struct open_step *o)
@@ -102,6 +112,9 @@ static void fill_items(struct engine *g, uint32_t base_idx, struct open_step *o)
     uint32_t decoding = o->lanes_count + decoding_elsewhere(g, base_idx);
     uint32_t budget = sched_prefill_budget(g->opt.prefill_chunk, decoding);
     for (struct lane *l; budget > 0 && (l = next_prompt(g, base_idx, after)) != NULL; after = l->admission_no) {
+        engine_note_reused(g, sequence_adopt(l->seq));
+        if (waits_for_page(o, l))
+            continue;
         uint32_t tokens = (uint32_t)BASE_MIN(sequence_pending(l->seq), budget);
         add_item(g, o, l, tokens);
         budget -= tokens;
@@ -214,7 +227,8 @@ static enum err_code open_step(struct engine *g, struct open_step *o, struct err
 {
     for (bool whole = true;; whole = false) {
         enum err_code code = expert_step_open(g->opt.experts, g->items, o->lanes_count, &o->step, e);
-        bool too_much = code == ERR_NO_MEMORY || (code == ERR_BUSY && !engine_in_flight(g));
+        bool pages = code == ERR_BUSY && strcmp(e->param, "kv") == 0;
+        bool too_much = code == ERR_NO_MEMORY || (code == ERR_BUSY && !pages && !engine_in_flight(g));
         if (code == ERR_OK && !whole)
             g->part_turn += o->lanes_count;
         if (!too_much || o->lanes_count == 1)
@@ -249,18 +263,24 @@ static void leave_out_refused(struct engine *g, uint64_t now, uint64_t *ret_wake
         }
 }
 
-/* Nothing runs, nothing is on its way, and no base has room for its weights between the pages: whoever came
- * last gives his pages back. */
-static void fail_youngest(struct engine *g, const struct err *e)
+/* Nothing runs, nothing is on its way, and no base has room for its weights or its next page between the pages
+ * of all: whoever came last gives his back. One alone that finds no room never will. */
+static void make_room(struct engine *g, struct err *e)
 {
-    struct lane *youngest = NULL;
+    struct lane *last = NULL;
+    if (engine_park_youngest(g))
+        return;
     for (uint32_t i = 0; i < g->opt.max_sequences; i++) {
         struct lane *l = &g->lanes[i];
-        if (l->request && (youngest == NULL || l->admission_no > youngest->admission_no))
-            youngest = l;
+        if (l->request && !l->parked && !l->leader)
+            last = l;
     }
-    if (youngest)
-        engine_fail_lane(g, youngest, e);
+    if (last == NULL)
+        return;
+    e->code = ERR_NO_MEMORY;
+    snprintf(e->param, sizeof(e->param), "tiers.hbm");
+    err_wrap(e, "the KV cache does not fit beside what is held in tiers.hbm: hold less or raise the budget");
+    engine_fail_lane(g, last, e);
 }
 
 #define RETRY_NS 5000000
@@ -276,10 +296,13 @@ bool engine_open_next(struct engine *g, uint64_t *ret_wake_ns)
     *ret_wake_ns = UINT64_MAX;
     if (o == NULL)
         return false;
+    engine_fork_choices(g);
     make_view(g, &v);
     leave_out_refused(g, now, ret_wake_ns);
     g->short_of_room = false;
     for (uint32_t base; (base = sched_next(&v, now)) != UINT32_MAX;) {
+        /* Asked before: what an attempt began and had to let go is in flight for a while too. */
+        bool in_flight = engine_in_flight(g);
         o->decided_ns = now;
         o->started = false;
         fill_items(g, base, o);
@@ -293,13 +316,13 @@ bool engine_open_next(struct engine *g, uint64_t *ret_wake_ns)
             return true;
         }
         refused = e;
-        g->short_of_room |= !engine_in_flight(g);
+        g->short_of_room |= !in_flight;
         g->bases[base].runnable = 0;
         g->retry_ns[base] = now + RETRY_NS;
         *ret_wake_ns = BASE_MIN(*ret_wake_ns, now + RETRY_NS);
     }
     if (g->short_of_room) { /* with nothing open, every base with work was refused */
-        fail_youngest(g, &refused);
+        make_room(g, &refused);
         return true;
     }
     *ret_wake_ns = BASE_MIN(*ret_wake_ns, sched_wake_ns(&v, now));
@@ -326,6 +349,7 @@ static void deliver_token(struct engine *g, struct lane *l, uint64_t now)
 {
     struct request *r = l->request;
     int32_t id = sequence_last_token(l->seq);
+    l->delivered++;
     bool hit_limit, done = sequence_done(l->seq, &hit_limit);
     note_token(g, l, now);
     if (done && !hit_limit) { /* an end token: not part of the answer */
@@ -404,7 +428,7 @@ static void deliver(struct engine *g, struct open_step *o)
             engine_finish_lane(g, l, REQUEST_FINISH_CANCELLED, false);
         else if (done && sequence_generated(l->seq) == 0)
             engine_finish_lane(g, l, REQUEST_FINISH_LENGTH, false); /* max_tokens 0 */
-        else if (sequence_generated(l->seq) > 0 && sequence_pending(l->seq) == 1)
+        else if (sequence_generated(l->seq) > l->delivered)
             deliver_token(g, l, now);
     }
 }

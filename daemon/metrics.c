@@ -241,8 +241,14 @@ static void put_engine(const struct engine_stats *st, struct buf *out)
                st->queued);
     put_simple(out, "switchyard_prefix_tokens_reused_total", "counter",
                "Prompt tokens whose KV was found", (double)st->prefix_tokens_reused);
+    put_simple(out, "switchyard_preemptions_total", "counter",
+               "Sequences that gave their KV pages back and computed them again",
+               (double)st->preemptions);
     put_family(out, "switchyard_kv_pages", "gauge", "KV pages in use, by tier");
     put_value(out, "switchyard_kv_pages", "tier=\"hbm\"", (double)st->memtier.pages);
+    put_simple(out, "switchyard_kv_pages_idle", "gauge",
+               "KV pages in hbm that no sequence uses, kept for prompts that begin alike",
+               (double)st->memtier.pages_idle);
     put_family(out, "switchyard_node_seconds_total", "counter",
                "Node time: what the modelled node would have taken");
     put_value(out, "switchyard_node_seconds_total", "what=\"total\"", (double)st->node_ns / 1e9);

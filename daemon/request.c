@@ -14,6 +14,7 @@ struct request *request_open(void)
     atomic_init(&r->state, REQUEST_NEW);
     sampling_init(&r->sampling);
     r->choices_count = 1;
+    r->cache_prompt = true;
     arena_init(&r->memory, REQUEST_TEXT_BLOCK);
     return r;
 }

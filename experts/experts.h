@@ -305,13 +305,14 @@ struct sequence_options {
     uint32_t logprobs;        /* top alternatives wanted per token, 0 = none, <= 20; 255 = chosen only */
     struct grammar *grammar;  /* what the answer must be, NULL = anything; the sequence takes its own reference */
     const struct prompt_scores *scores; /* NULL = not wanted; outlives the sequence. Every prompt token is run. */
+    bool cache;               /* begin with KV pages that are there already, leave one's own to others */
 };
 /* Could such a sequence ever run? ERR_CONTEXT or ERR_NO_MEMORY with the numbers. Any thread. */
 enum err_code experts_check_fit(const struct experts *x, const struct expert *ex, size_t prompt_tokens,
                                 uint32_t max_tokens, struct err *e) BASE_NODISCARD;
 /* KV bytes that a sequence of so many tokens takes from hbm. Any thread. */
 uint64_t experts_kv_bytes(const struct experts *x, const struct expert *ex, size_t tokens);
-/* Reserves KV pages for the worst case: ERR_NO_MEMORY if that can never fit, ERR_BUSY if not now. */
+/* Takes no KV pages yet: steps do as they need them. ERR_NO_MEMORY if the whole of it can never fit. */
 enum err_code sequence_open(struct experts *x, const struct sequence_options *opt,
                             struct sequence **ret, struct err *e) BASE_NODISCARD;
 void sequence_close(struct sequence **s);
@@ -321,6 +322,18 @@ size_t sequence_pending(const struct sequence *s);        /* tokens not yet run:
 size_t sequence_generated(const struct sequence *s);
 int32_t sequence_last_token(const struct sequence *s);
 bool sequence_done(const struct sequence *s, bool *ret_hit_limit); /* EOS seen, or the cap */
+/* ---- KV pages of a sequence. Not while it is in a step. ---- */
+/* Take what the cache has of the pending tokens, all but the last: whole pages by reference, the beginning of
+ * one by copy. Worth calling whenever a step is about to run several of them. Returns how many it spared. */
+size_t sequence_adopt(struct sequence *s);
+/* The same from another sequence of the expert, cached or not: for choices of one prompt. */
+size_t sequence_fork(struct sequence *s, const struct sequence *from);
+/* `ahead` is about to compute the page that `s` needs next: whoever waits for it need not compute it twice. */
+bool sequence_shares_next_page(const struct sequence *s, const struct sequence *ahead);
+/* Prompt tokens that were not computed for this sequence. */
+size_t sequence_cached(const struct sequence *s);
+/* Give all pages back; what was in them is computed again, or still found in the cache, when it goes on. */
+void sequence_yield(struct sequence *s);
 /* Log-probability of the last token and the top alternatives (as asked at open). */
 struct token_logprob {
     int32_t id;
@@ -350,7 +363,7 @@ struct step_stats {
     uint32_t tokens, sequences, adapters;
 };
 /* All items share one base (expert_base_index). Reserves all segments or none:
- * ERR_BUSY = not now (pinned by other steps), ERR_NO_MEMORY = can never fit. */
+ * ERR_BUSY = not now (pinned by other steps, or no room for KV pages), ERR_NO_MEMORY = can never fit. */
 enum err_code expert_step_open(struct experts *x, const struct step_item *items, size_t count,
                                struct expert_step **ret, struct err *e) BASE_NODISCARD;
 /* Run from the next stage to the last resident one. Never waits. */

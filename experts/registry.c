@@ -376,6 +376,7 @@ enum err_code experts_open(const struct experts_options *opt, struct experts **r
             ex->base = NULL;
     }
     free(infos);
+    x->kv = kv_open(x->opt.memtier, x->opt.kv_page_tokens);
     code = steps_open(x, e);
     if (code != ERR_OK) {
         experts_close(&x);
@@ -391,6 +392,7 @@ void experts_close(struct experts **xp)
     if (x == NULL)
         return;
     steps_close(x);
+    kv_close(&x->kv);
     for (size_t i = 0; i < x->count; i++) {
         free(x->experts[i].load_order);
         template_close(&x->experts[i].template);

@@ -1,6 +1,7 @@
-/* Sequences: the tokens of one generation, its KV pages, its sampler state. All pages for prompt and answer
- * are taken when the sequence opens, so a running one can never starve in the middle: overload shows as a
- * request that waits, not as one that dies. */
+/* Sequences: the tokens of one generation, its KV pages, its sampler state. Pages are taken as the tokens come,
+ * so that what may be long does not cost what is long; who finds no room waits, or gives its pages back and
+ * computes them again later (sequence_yield), which nobody can see in its tokens. */
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -13,19 +14,6 @@ static size_t page_bytes_of(const struct experts *x, const struct expert *ex)
     rdu_program_kv(ex->base->program, &kv_heads, &head_dim);
     enum rdu_kv_type type = x->opt.kv_type == EXPERT_KV_F16 ? RDU_KV_F16 : RDU_KV_F32;
     return rdu_kv_page_bytes(type, ex->base->set->shape.layers, kv_heads, head_dim, x->opt.kv_page_tokens);
-}
-
-/* All pages or none. */
-static enum err_code take_pages(struct sequence *s, uint32_t count, struct err *e)
-{
-    struct memtier *m = s->owner->opt.memtier;
-    s->pages = mem_array(BASE_MAX(count, 1), sizeof(*s->pages));
-    for (; s->pages_count < count; s->pages_count++) {
-        s->pages[s->pages_count] = memtier_page_alloc(m, s->page_bytes);
-        if (s->pages[s->pages_count] == NULL)
-            return err_set(e, ERR_BUSY, "no room for %u KV pages of %zu bytes now", count, s->page_bytes);
-    }
-    return ERR_OK;
 }
 
 static uint32_t pages_for(const struct experts *x, size_t tokens)
@@ -68,6 +56,184 @@ static void constrain(struct sequence *s, const struct grammar *grammar)
     s->grammar = grammar_state_open(grammar, base->vocab_trie);
 }
 
+/* ---- pages --------------------------------------------------------------------------------------------- */
+
+/* What all chains of an expert begin with: experts of equal weights and adapters share their pages. */
+static struct hash128 root_of(const struct expert *ex)
+{
+    char text[1024];
+    size_t at = (size_t)snprintf(text, sizeof(text), "%s", ex->base->set_name);
+    for (uint32_t i = 0; i < ex->adapters_count; i++)
+        at += (size_t)snprintf(text + BASE_MIN(at, sizeof(text)), sizeof(text) - BASE_MIN(at, sizeof(text)),
+                               " %s*%a", ex->adapters[i]->set_name, ex->adapters[i]->expert_scale);
+    return hash128_of(text, BASE_MIN(at, sizeof(text)), 0);
+}
+
+/* Records for all pages it may take, as far as the pool could hold them. */
+static void open_pages(struct sequence *s, uint32_t cap)
+{
+    struct experts *x = s->owner;
+    struct memtier_stats st;
+    memtier_stats(x->opt.memtier, &st);
+    s->pages_cap = cap;
+    s->kv = mem_array(BASE_MAX(cap, 1u), sizeof(struct kv_page *));
+    s->pages = mem_array(BASE_MAX(cap, 1u), sizeof(void *));
+    s->root = s->chain = root_of(s->expert);
+    x->pages_wanted += cap;
+    kv_expect(x->kv, BASE_MIN(x->pages_wanted, (size_t)(st.hbm_budget / memtier_footprint(s->page_bytes)) + 1));
+}
+
+static bool push_page(struct sequence *s, struct kv_page *p)
+{
+    if (p == NULL)
+        return false;
+    s->kv[s->pages_count] = p;
+    s->pages[s->pages_count++] = kv_page_data(s->owner->kv, p);
+    return true;
+}
+
+enum err_code sequence_grow(struct sequence *s, uint32_t n, struct err *e)
+{
+    uint32_t need = pages_for(s->owner, s->run_count + n), had = s->pages_count;
+    while (s->pages_count < need && push_page(s, kv_page_open(s->owner->kv, s->page_bytes)))
+        ;
+    if (s->pages_count >= need)
+        return ERR_OK;
+    while (s->pages_count > had)
+        kv_page_unref(s->owner->kv, s->kv[--s->pages_count]);
+    return err_set_param(e, ERR_BUSY, "kv", "no room for %u KV pages of %zu bytes now", need - had, s->page_bytes);
+}
+
+/* The page after the named ones gets its name, with the `count` tokens that are in it. */
+static void name_page(struct sequence *s, uint32_t count)
+{
+    struct experts *x = s->owner;
+    uint32_t i = s->named;
+    const struct kv_name n = {.parent = s->chain, .tokens = s->tokens + (size_t)i * x->opt.kv_page_tokens,
+                              .count = count, .depth = i,
+                              .remake_seconds = count * (x->token_seconds > 0 ? x->token_seconds : 1e-3)};
+    s->kv[i] = kv_page_name(x->kv, s->kv[i], &n);
+    s->pages[i] = kv_page_data(x->kv, s->kv[i]);
+    s->chain = s->kv[i]->name;
+}
+
+void sequence_advance(struct sequence *s, uint32_t n)
+{
+    s->run_count += n;
+    for (; (size_t)(s->named + 1) * s->owner->opt.kv_page_tokens <= s->run_count; s->named++)
+        if (s->cache)
+            name_page(s, s->owner->opt.kv_page_tokens);
+}
+
+/* The last page is left to whoever goes on from here: the next turn of a conversation does. */
+static void give_pages(struct sequence *s)
+{
+    uint32_t rest = (uint32_t)(s->run_count % s->owner->opt.kv_page_tokens);
+    if (s->cache && rest > 0 && s->named < s->pages_count)
+        name_page(s, rest);
+    while (s->pages_count > 0)
+        kv_page_unref(s->owner->kv, s->kv[--s->pages_count]);
+    s->run_count = 0;
+    s->named = 0;
+    s->chain = s->root;
+}
+
+void sequence_yield(struct sequence *s)
+{
+    give_pages(s);
+    s->yielded = true;
+}
+
+/* `count` positions of `from` into a page of our own; false = no room. */
+static bool copy_page(struct sequence *s, const struct kv_page *from, uint32_t count)
+{
+    struct kv_cache *kv = s->owner->kv;
+    if (!push_page(s, kv_page_open(kv, s->page_bytes)))
+        return false;
+    memcpy(s->pages[s->pages_count - 1], kv_page_data(kv, from), s->page_bytes);
+    s->run_count += count;
+    return true;
+}
+
+static void adopt_whole_pages(struct sequence *s)
+{
+    uint32_t page_tokens = s->owner->opt.kv_page_tokens;
+    while (s->tokens_count - s->run_count > page_tokens &&
+           push_page(s, kv_find(s->owner->kv, s->chain, s->tokens + s->run_count))) {
+        s->chain = s->kv[s->named++]->name;
+        s->run_count += page_tokens;
+    }
+}
+
+static void adopt_part(struct sequence *s)
+{
+    uint32_t count, most = (uint32_t)BASE_MIN(s->tokens_count - s->run_count - 1,
+                                              (size_t)s->owner->opt.kv_page_tokens);
+    struct kv_page *p = kv_find_longest(s->owner->kv, s->chain, s->tokens + s->run_count, most, &count);
+    if (p == NULL)
+        return;
+    (void)copy_page(s, p, count);
+    kv_page_unref(s->owner->kv, p);
+    sequence_advance(s, 0); /* it may have been a whole one */
+}
+
+static size_t note_cached(struct sequence *s, size_t before)
+{
+    size_t n = s->run_count - before;
+    if (!s->yielded)
+        s->cached_count += n;
+    return n;
+}
+
+/* A page that was begun is finished first: what is in it would have to be moved. */
+size_t sequence_adopt(struct sequence *s)
+{
+    size_t before = s->run_count;
+    if (!s->cache || s->busy || s->tokens_count - s->run_count < 2 ||
+        s->run_count != (size_t)s->named * s->owner->opt.kv_page_tokens)
+        return 0;
+    while (s->pages_count > s->named) /* taken for a step that was given up */
+        kv_page_unref(s->owner->kv, s->kv[--s->pages_count]);
+    adopt_whole_pages(s);
+    adopt_part(s);
+    return note_cached(s, before);
+}
+
+size_t sequence_fork(struct sequence *s, const struct sequence *from)
+{
+    uint32_t page_tokens = s->owner->opt.kv_page_tokens;
+    size_t n = 0, most = BASE_MIN(s->tokens_count - 1, from->run_count);
+    if (s->run_count > 0 || s->expert != from->expert)
+        return 0;
+    while (n < most && s->tokens[n] == from->tokens[n])
+        n++;
+    for (; s->named < n / page_tokens; s->named++) {
+        kv_page_ref(s->owner->kv, from->kv[s->named]);
+        push_page(s, from->kv[s->named]);
+        s->run_count += page_tokens;
+        if (s->cache)
+            s->chain = s->kv[s->named]->name;
+    }
+    if (n % page_tokens > 0)
+        (void)copy_page(s, from->kv[s->named], (uint32_t)(n % page_tokens));
+    return note_cached(s, 0);
+}
+
+bool sequence_shares_next_page(const struct sequence *s, const struct sequence *ahead)
+{
+    size_t end = s->run_count + s->owner->opt.kv_page_tokens;
+    return s->cache && ahead->cache && s->run_count == (size_t)s->named * s->owner->opt.kv_page_tokens &&
+           end < s->tokens_count && end <= ahead->tokens_count && ahead->run_count < end &&
+           hash128_equal(s->root, ahead->root) && memcmp(s->tokens, ahead->tokens, end * sizeof(*s->tokens)) == 0;
+}
+
+size_t sequence_cached(const struct sequence *s)
+{
+    return s->cached_count;
+}
+
+/* ---- opening and closing -------------------------------------------------------------------------------- */
+
 enum err_code sequence_open(struct experts *x, const struct sequence_options *opt, struct sequence **ret,
                             struct err *e)
 {
@@ -89,6 +255,7 @@ enum err_code sequence_open(struct experts *x, const struct sequence_options *op
     s->max_tokens = opt->max_tokens;
     s->logprobs = opt->logprobs;
     s->scores = opt->scores;
+    s->cache = opt->cache && opt->scores == NULL;
     s->tokens = mem_array(need + 1, sizeof(*s->tokens));
     memcpy(s->tokens, opt->tokens, opt->tokens_count * sizeof(*s->tokens));
     s->tokens_count = s->prompt_count = opt->tokens_count;
@@ -101,11 +268,7 @@ enum err_code sequence_open(struct experts *x, const struct sequence_options *op
     rng_init(&s->rng, opt->sampling.seed);
     if (opt->grammar != NULL)
         constrain(s, opt->grammar);
-    code = take_pages(s, pages_for(x, need), e);
-    if (code != ERR_OK) {
-        sequence_close(&s);
-        return code;
-    }
+    open_pages(s, pages_for(x, need));
     *ret = s;
     return ERR_OK;
 }
@@ -115,11 +278,12 @@ void sequence_close(struct sequence **sp)
     struct sequence *s = *sp;
     if (s == NULL)
         return;
-    for (uint32_t i = 0; i < s->pages_count; i++)
-        memtier_page_free(s->owner->opt.memtier, s->pages[i], s->page_bytes);
+    give_pages(s);
+    s->owner->pages_wanted -= s->pages_cap;
     if (s->sampling.bias_count)
         free((void *)s->sampling.bias);
     grammar_state_close(&s->grammar);
+    free(s->kv);
     free(s->pages);
     free(s->tokens);
     free(s);

@@ -8,6 +8,7 @@
 #define SWITCHYARD_EXPERTS_SERVE_H
 
 #include "experts/experts.h"
+#include "experts/kv.h"
 #include "experts/model.h"
 #include "experts/set.h"
 
@@ -84,6 +85,9 @@ struct experts {
     size_t logits_floats;
     uint32_t bases_count;
     struct sampler_scratch *scratch; /* sized for the largest vocabulary */
+    struct kv_cache *kv;
+    size_t pages_wanted;             /* that open sequences may still take */
+    double token_seconds;            /* of a prompt's token in a large step, recent */
 };
 
 struct sequence {
@@ -92,9 +96,14 @@ struct sequence {
     int32_t *tokens;                 /* [prompt + max_tokens] */
     size_t tokens_count, prompt_count, run_count; /* run: tokens whose K and V are in the pages */
     uint32_t max_tokens;
-    void **pages;
-    uint32_t pages_count;
+    struct kv_page **kv;             /* [pages_cap], pages_count of them taken */
+    void **pages;                    /* their addresses, for the kernels */
+    uint32_t pages_count, pages_cap;
+    uint32_t named;                  /* leading pages that have a name (counted, not named, without cache) */
+    struct hash128 root, chain;      /* name before the first page; of the last named one */
     size_t page_bytes;
+    size_t cached_count;
+    bool cache, yielded;
     struct sampling sampling;
     struct rng rng;
     bool ended;                      /* an end token was sampled */
@@ -109,6 +118,11 @@ struct sequence {
     const struct prompt_scores *scores; /* NULL = nobody wants the prompt's log-probabilities */
     struct sampler_scratch *scratch; /* shared by the owner's sequences */
 };
+
+/* sequence.c: pages for the next n tokens, all or none: ERR_BUSY. */
+enum err_code sequence_grow(struct sequence *s, uint32_t n, struct err *e) BASE_NODISCARD;
+/* n more tokens have been run. */
+void sequence_advance(struct sequence *s, uint32_t n);
 
 /* arch.c: the whole decoder step of a shape as a graph. */
 enum err_code arch_build(const struct model_shape *m, enum rdu_numerics numerics,

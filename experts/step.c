@@ -277,6 +277,17 @@ static struct expert_step *find_free(struct experts *x)
     return NULL;
 }
 
+/* Once the weights have their place: pages must not push out what this step needs. */
+static enum err_code take_pages(struct expert_step *s, struct err *e)
+{
+    enum err_code code = ERR_OK;
+    for (uint32_t i = 0; code == ERR_OK && i < s->items_count; i++)
+        code = sequence_grow(s->seq[i], s->item_tokens[i], e);
+    if (code != ERR_OK)
+        memtier_release(s->owner->opt.memtier, &s->lease);
+    return code;
+}
+
 static enum err_code check_items(const struct experts *x, const struct step_item *items, size_t count,
                                  struct err *e)
 {
@@ -327,6 +338,8 @@ enum err_code step_open_eval(struct experts *x, const struct step_item *items, s
         return err_set(e, ERR_INVALID, "%u rows of logits do not fit a step", s->n_outs);
     s->opened_ns = clock_ns();
     code = memtier_reserve(x->opt.memtier, s->segs, s->segs_count, s->opened_ns, &s->lease, e);
+    if (code == ERR_OK)
+        code = take_pages(s, e);
     if (code != ERR_OK)
         return code;
     s->open = true;
@@ -488,13 +501,23 @@ static void run_stages(struct expert_step *s, uint32_t to)
         rdu_node_run(s->owner->opt.node, s->base->program, &s->args, head, to);
 }
 
+/* What a prompt's token costs, from steps large enough to tell; of a layer's loads nothing is in it. */
+static void note_speed(struct expert_step *s)
+{
+    if (s->n_tokens < 32 || s->stats.load_bytes > 0)
+        return;
+    double now = (double)s->stats.run_ns * 1e-9 / s->n_tokens, *mean = &s->owner->token_seconds;
+    *mean = *mean > 0 ? 0.8 * *mean + 0.2 * now : now;
+}
+
 /* The step is through: tokens count as run, and sequences with nothing pending get their next token. */
 static void finish(struct expert_step *s)
 {
     uint32_t vocab = rdu_program_vocab(s->base->program);
+    note_speed(s);
     for (uint32_t i = 0; i < s->items_count; i++) {
         struct sequence *seq = s->seq[i];
-        seq->run_count += s->item_tokens[i];
+        sequence_advance(seq, s->item_tokens[i]);
         if (s->out_of_item[i] < 0 || s->eval)
             continue;
         if (sequence_generated(seq) >= seq->max_tokens) {

@@ -164,12 +164,31 @@ void memtier_unhold(struct memtier *m, uint32_t seg);
 uint32_t memtier_holds(const struct memtier *m, uint32_t seg); /* how many */
 uint64_t memtier_held_bytes(const struct memtier *m);          /* of the budget, resident or not */
 
-/* Mutable memory from the same budget: KV pages. NULL = does not fit even after evicting what may
- * be evicted. `memtier_page_room` says how many more of `bytes` each could be given now. */
-void *memtier_page_alloc(struct memtier *m, size_t bytes);
-void memtier_page_free(struct memtier *m, void *page, size_t bytes);
-size_t memtier_page_room(const struct memtier *m, size_t bytes);
-uint64_t memtier_room(const struct memtier *m); /* bytes neither pinned, held nor KV pages */
+/* KV pages: segments from the same budget whose bytes come from their owner. A page is opened with
+ * one pin; while it is pinned it neither moves nor goes. A sealed one is not written to any more and
+ * stays when its last pin goes, idle, until something else needs the room; one that is not sealed is
+ * freed then. UINT32_MAX = does not fit even after evicting what may be evicted. */
+uint32_t memtier_page_open(struct memtier *m, size_t bytes);
+void *memtier_page_ptr(const struct memtier *m, uint32_t page); /* while pinned */
+void memtier_page_pin(struct memtier *m, uint32_t page);        /* one that is in hbm */
+void memtier_page_unpin(struct memtier *m, uint32_t page);
+/* What the policy needs to know: seconds to make the page again and its place in its chain, 0 =
+ * first. `owner` is handed to memtier_on_page_gone's function. */
+struct memtier_page_worth {
+    double remake_seconds;
+    uint32_t depth;
+};
+void memtier_page_seal(struct memtier *m, uint32_t page, const struct memtier_page_worth *worth,
+                       void *owner);
+void memtier_page_drop(struct memtier *m, uint32_t page); /* an idle one, without telling */
+/* Called when an idle page is evicted; its index means nothing from then on. It must not call back
+ * into memtier. */
+typedef void memtier_page_gone_fn(void *ctx, void *owner);
+void memtier_on_page_gone(struct memtier *m, memtier_page_gone_fn *gone, void *ctx);
+/* Records for so many more pages, so that opening them allocates nothing. */
+void memtier_page_expect(struct memtier *m, size_t count);
+size_t memtier_page_room(const struct memtier *m, size_t bytes); /* how many could be opened now */
+uint64_t memtier_room(const struct memtier *m); /* bytes neither pinned nor held */
 
 /* ---- what the caller may tell, so that better things stay or come early ---- */
 
@@ -222,7 +241,8 @@ struct memtier_stats {
     uint64_t demotions, promotions, copy_bytes, copy_ns; /* hbm -> ddr, ddr -> hbm */
     uint64_t demote_bytes, promote_bytes;
     uint64_t prefetched, prefetch_used, prefetch_wasted; /* segments */
-    uint64_t pages;                                      /* KV pages given out now */
+    uint64_t pages, pages_idle; /* KV pages pinned now; those kept for whoever comes next */
+    uint64_t page_bytes;        /* of the pinned ones */
     uint64_t largest_free; /* bytes of the longest free run: fragmentation against hbm_used */
     uint64_t compacted_bytes;
     uint64_t jobs_out; /* loads and copies the loader has now */

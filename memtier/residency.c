@@ -11,7 +11,7 @@
  * does so because the loader gave the job back, except that a job not yet handed over is dropped.
  */
 static const bool legal[SEG_STATES][SEG_STATES] = {
-    [SEG_ABSENT] = {[SEG_LOADING] = true},
+    [SEG_ABSENT] = {[SEG_LOADING] = true, [SEG_RESIDENT] = true}, /* the second: a page opened */
     [SEG_LOADING] = {[SEG_RESIDENT] = true, [SEG_CANCELLING] = true, [SEG_FAILED] = true},
     [SEG_CANCELLING] =
         {[SEG_LOADING] = true, [SEG_RESIDENT] = true, [SEG_ABSENT] = true, [SEG_FAILED] = true},
@@ -35,6 +35,12 @@ void tally(struct memtier *m, const struct seg *s, int sign)
         return;
     uint64_t bytes = (uint64_t)((int64_t)sign * (int64_t)seg_footprint(s));
     m->stats.bytes_by_kind[s->kind] += bytes;
+    if (s->is_page && s->pins > 0) {
+        m->stats.pages += (uint64_t)(int64_t)sign;
+        m->stats.page_bytes += bytes;
+    } else if (s->is_page) {
+        m->stats.pages_idle += (uint64_t)(int64_t)sign;
+    }
     if (s->pins > 0)
         m->stats.hbm_pinned += bytes;
     if (s->holds > 0)

@@ -46,6 +46,13 @@ struct seg {
     uint64_t arrived_ns;                     /* arrival by clock_ns */
     double uses;
     struct seg *next_waiting; /* in tiers.waiting */
+
+    /* Pages only (pages.c): no store file, not found by hash. */
+    bool is_page, sealed;
+    uint32_t depth;
+    double remake_seconds;
+    void *owner;
+    struct seg *next_free;
     struct load_job load, demote;
 };
 
@@ -60,8 +67,6 @@ struct memtier_lease {
     enum memtier_tier origin;
 };
 
-/* Owner in the extents of a page; segments are their idx. */
-#define OWNER_PAGE (UINT32_MAX - 1)
 #define JOBS_MAX 4096
 #define SEGS_PER_BLOCK 256
 
@@ -81,6 +86,11 @@ struct memtier {
     struct load_file **files; /* [files_count], by the store's file id in files_id */
     uint32_t *files_id;
     size_t files_count;
+
+    struct seg *free_pages; /* records without a page */
+    size_t free_pages_count;
+    memtier_page_gone_fn *page_gone;
+    void *page_gone_ctx;
 
     struct memtier_lease *free_leases;
     size_t leases_out;
@@ -132,6 +142,13 @@ void seg_free_memory(struct memtier *m, struct seg *s, enum seg_state to);
 uint32_t take_granules(struct memtier *m, uint32_t first, uint32_t count, uint32_t owner);
 /* Leases for at least `count` segments each, so that reserving allocates nothing. */
 void leases_init(struct memtier *m, size_t leases, size_t segs_each);
+
+/* ---- tiers.c ---- */
+struct seg *seg_new(struct memtier *m);
+
+/* ---- pages.c ---- */
+/* An idle page has lost its memory: its owner is told, and its record is free again. */
+void page_evicted(struct memtier *m, struct seg *s);
 
 /* ---- room.c ---- */
 bool seg_evictable(const struct seg *s);

@@ -31,12 +31,16 @@ static double seg_cost(const struct memtier *m, const struct seg *s)
         .idle_uses = m->seq - s->used_seq,
         .idle_ns = m->now_ns > s->used_ns ? m->now_ns - s->used_ns : 0,
         .uses = s->uses,
-        .load_seconds = 1e-4 + (double)s->bytes / rate,
+        .load_seconds = s->is_page ? s->remake_seconds : 1e-4 + (double)s->bytes / rate,
         .resident_ns = m->now_ns > s->resident_ns ? m->now_ns - s->resident_ns : 0,
         .queued = s->queued,
     };
+    double cost = policy_cost(m->policy, &v);
+    /* A page is of use only behind those before it: the end of a chain goes first. */
+    if (s->is_page)
+        cost *= 1 + 1.0 / (1 + s->depth);
     /* A free run costs 0: anything that must be evicted costs more. */
-    return BASE_MAX(policy_cost(m->policy, &v), 1e-200);
+    return BASE_MAX(cost, 1e-200);
 }
 
 /* ---- demotion to ddr ---- */
@@ -92,7 +96,7 @@ static uint32_t ddr_make_room(struct memtier *m, const struct seg *s)
  * which queue behind it, may be put there: `quiet` says so to everybody else. */
 static void start_demotion(struct memtier *m, struct seg *s)
 {
-    if (m->ddr.base == NULL || s->ddr != DDR_NONE || m->jobs_out >= JOBS_MAX)
+    if (m->ddr.base == NULL || s->is_page || s->ddr != DDR_NONE || m->jobs_out >= JOBS_MAX)
         return;
     uint32_t at = ddr_make_room(m, s);
     if (at == POOL_NONE)
@@ -137,7 +141,9 @@ void seg_evict(struct memtier *m, struct seg *s, bool demote)
         m->prefetch_wasted_recent++;
     }
     seg_free_memory(m, s, SEG_ABSENT);
-    if (demote)
+    if (s->is_page)
+        page_evicted(m, s);
+    else if (demote)
         start_demotion(m, s);
 }
 
@@ -196,7 +202,7 @@ static void list_blocks(struct memtier *m, bool quiet_only)
             count = 1; /* not reachable below the limit; a barrier is the safe reading */
         } else if (owner == POOL_NONE) {
             cost = quiet_only && !extents_is_quiet(x, g, count) ? PLACE_BARRIER : 0;
-        } else if (owner != OWNER_PAGE && seg_evictable(m->segs[owner])) {
+        } else if (seg_evictable(m->segs[owner])) {
             cost = seg_cost(m, m->segs[owner]);
         }
         /* A block that reaches over a lowered limit cannot be reused whole. */
@@ -289,7 +295,7 @@ static size_t list_runs(struct memtier *m, struct run *runs)
     bool open = false;
     for (uint32_t g = 0; g < x->limit; g += count) {
         count = extents_next(x, g, &owner);
-        bool stays = count == 0 || owner == OWNER_PAGE || g + count > x->limit ||
+        bool stays = count == 0 || g + count > x->limit ||
                      (owner != POOL_NONE && !seg_movable(m, m->segs[owner]));
         count = BASE_MAX(count, 1u);
         if (stays) {
@@ -354,7 +360,7 @@ static struct candidate *list_candidates(const struct memtier *m, size_t *ret_co
     uint32_t count, owner;
     for (uint32_t g = 0; g < x->limit; g += count) {
         count = extents_next(x, g, &owner);
-        if (count > 0 && owner != POOL_NONE && owner != OWNER_PAGE && seg_evictable(m->segs[owner]))
+        if (count > 0 && owner != POOL_NONE && seg_evictable(m->segs[owner]))
             c[n++] = (struct candidate){seg_cost(m, m->segs[owner]) / count, owner};
         count = BASE_MAX(count, 1u);
     }

@@ -36,12 +36,14 @@ static void grow_slots(struct memtier *m, size_t segs)
     m->slots = mem_array(count, sizeof(*m->slots));
     m->slots_count = count;
     memset(m->slots, 0xff, count * sizeof(*m->slots));
-    for (size_t i = 0; i < m->segs_count; i++)
-        m->slots[slot_of(m, m->segs[i]->hash)] = (uint32_t)i;
+    for (size_t i = 0; i < m->segs_count; i++) {
+        if (!m->segs[i]->is_page)
+            m->slots[slot_of(m, m->segs[i]->hash)] = (uint32_t)i;
+    }
 }
 
 /* Segments are allocated in blocks whose address stays: jobs out at the loader point into them. */
-static struct seg *new_seg(struct memtier *m)
+struct seg *seg_new(struct memtier *m)
 {
     if (m->segs_count == m->blocks_count * SEGS_PER_BLOCK) {
         m->blocks = mem_grow(m->blocks, m->blocks_count + 1, sizeof(struct seg *));
@@ -75,7 +77,7 @@ static void take_segment(struct memtier *m, const struct store_segment *from,
                          struct load_file *file)
 {
     uint32_t at = memtier_find(m, from->info.hash);
-    struct seg *s = at == UINT32_MAX ? new_seg(m) : m->segs[at];
+    struct seg *s = at == UINT32_MAX ? seg_new(m) : m->segs[at];
     if (at != UINT32_MAX && (s->state == SEG_LOADING || s->state == SEG_CANCELLING))
         return; /* its job has the old place; a retry of the caller's will find the new one */
     s->hash = from->info.hash;
@@ -378,68 +380,7 @@ void memtier_prefetch_cancel(struct memtier *m)
     publish_stats(m);
 }
 
-/* ---- pages ---- */
-
-void *memtier_page_alloc(struct memtier *m, size_t bytes)
-{
-    uint32_t granules = pool_granules(bytes);
-    if (bytes == 0 || bytes / POOL_GRANULE >= m->hbm.extents.limit + (size_t)1)
-        return NULL;
-    uint32_t at = room_for_page(m, granules);
-    if (at != POOL_NONE) {
-        take_granules(m, at, granules, OWNER_PAGE);
-        m->stats.pages++;
-        m->stats.bytes_by_kind[MEMTIER_KIND_KV] += (uint64_t)granules * POOL_GRANULE;
-        m->fixed_bytes += (uint64_t)granules * POOL_GRANULE;
-    }
-    publish_stats(m);
-    return at == POOL_NONE ? NULL : pool_at(&m->hbm, at);
-}
-
-void memtier_page_free(struct memtier *m, void *page, size_t bytes)
-{
-    if (page == NULL)
-        return;
-    struct extents *x = &m->hbm.extents;
-    size_t offset = (size_t)((unsigned char *)page - m->hbm.base);
-    uint32_t at = (uint32_t)(offset / POOL_GRANULE), granules = pool_granules(bytes);
-    assert(offset % POOL_GRANULE == 0 && at < x->capacity);
-    assert(x->owner[at] == OWNER_PAGE && x->count[at] == granules);
-    extents_give(x, at);
-    m->free_changed = true;
-    m->stats.pages--;
-    m->stats.bytes_by_kind[MEMTIER_KIND_KV] -= (uint64_t)granules * POOL_GRANULE;
-    m->fixed_bytes -= (uint64_t)granules * POOL_GRANULE;
-    room_drain(m);
-    trim_if_quiet(m);
-    publish_stats(m);
-}
-
-size_t memtier_page_room(const struct memtier *m, size_t bytes)
-{
-    const struct extents *x = &m->hbm.extents;
-    uint32_t granules = pool_granules(bytes), run = 0, evictable = 0, count, owner;
-    size_t room = 0;
-    if (granules == 0)
-        return 0;
-    for (uint32_t g = 0; g < x->limit; g += count) {
-        count = extents_next(x, g, &owner);
-        bool leaves = owner != POOL_NONE && owner != OWNER_PAGE && seg_evictable(m->segs[owner]);
-        bool ours = count > 0 && g + count <= x->limit && (owner == POOL_NONE || leaves);
-        count = BASE_MAX(count, 1u);
-        evictable += leaves ? count : 0;
-        if (ours) {
-            run += count;
-            continue;
-        }
-        room += run / granules;
-        run = 0;
-    }
-    /* After a shrink, blocks above the limit count against it. */
-    uint32_t stay = x->used - evictable;
-    size_t budget = stay < x->limit ? (x->limit - stay) / granules : 0;
-    return BASE_MIN(room + run / granules, budget);
-}
+/* ---- room ---- */
 
 uint64_t memtier_room(const struct memtier *m)
 {

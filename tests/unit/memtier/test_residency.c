@@ -224,9 +224,9 @@ static void what_can_never_fit_and_what_does_not_fit_now(void **state)
     assert_true(lease_wait(t.m, a));
     /* Pages take the rest but one granule. */
     size_t pages = memtier_page_room(t.m, 65536);
-    void *page[64];
+    uint32_t page[64];
     for (size_t i = 0; i + 1 < pages; i++)
-        assert_non_null(page[i] = memtier_page_alloc(t.m, 65536));
+        assert_int_not_equal(page[i] = memtier_page_open(t.m, 65536), UINT32_MAX);
     memtier_stats(t.m, &before);
     assert_int_equal(memtier_reserve(t.m, rest, n, 1, &b, &e), ERR_BUSY);
     memtier_stats(t.m, &after);
@@ -234,7 +234,7 @@ static void what_can_never_fit_and_what_does_not_fit_now(void **state)
     assert_int_equal(before.hbm_pinned, after.hbm_pinned);
     assert_int_equal(before.misses, after.misses);
     for (size_t i = 0; i + 1 < pages; i++)
-        memtier_page_free(t.m, page[i], 65536);
+        memtier_page_unpin(t.m, page[i]);
     for (size_t i = 0; i < 8; i++)
         memtier_hold(t.m, small[i]);
     memtier_release(t.m, &a);
@@ -359,8 +359,13 @@ struct schedule {
     uint32_t list[6][16];
     const void *ptr[6][16]; /* as first seen: pinned segments do not move */
     size_t len[6];
-    unsigned char *page[8];
-    size_t page_bytes[8];
+    struct scheduled_page {
+        uint32_t idx;
+        size_t bytes;
+        const unsigned char *at; /* while pinned */
+        enum { NONE, PINNED, IDLE } is;
+        bool sealed;
+    } page[8];
     unsigned holds[SEGMENTS];
     bool shrinking;
     uint64_t now;
@@ -424,11 +429,20 @@ static void check_data(struct schedule *s, int step)
         }
     }
     for (int k = 0; k < 8; k++) {
-        for (size_t i = 0; s->page[k] != NULL && i < s->page_bytes[k]; i += 4096) {
-            if (s->page[k][i] != (unsigned char)(k + 1))
+        const struct scheduled_page *p = &s->page[k];
+        for (size_t i = 0; p->is == PINNED && i < p->bytes; i += 4096) {
+            if (p->at[i] != (unsigned char)(k + 1) || memtier_page_ptr(s->t.m, p->idx) != p->at)
                 fail_msg("seed %lu step %d: page %d is wrong", (unsigned long)s->seed, step, k);
         }
     }
+}
+
+static void page_gone(void *ctx, void *owner)
+{
+    struct scheduled_page *p = owner;
+    (void)ctx;
+    assert_true(p->is == IDLE);
+    p->is = NONE;
 }
 
 static void step_reserve(struct schedule *s, int k)
@@ -458,21 +472,46 @@ static void step_lease(struct schedule *s)
     memtier_release(s->t.m, &s->lease[k]);
 }
 
+static void open_page(struct schedule *s, int k)
+{
+    struct scheduled_page *p = &s->page[k];
+    p->bytes = 1 + rng_below(&s->r, 400000);
+    p->sealed = false;
+    size_t room = memtier_page_room(s->t.m, p->bytes);
+    p->idx = memtier_page_open(s->t.m, p->bytes);
+    if (p->idx == UINT32_MAX) {
+        if (room > 0 && !s->shrinking && s->t.m->demotes_out == 0)
+            fail_msg("seed %lu: room for %zu pages, but none was given", (unsigned long)s->seed,
+                     room);
+        return;
+    }
+    p->is = PINNED;
+    p->at = memset(memtier_page_ptr(s->t.m, p->idx), k + 1, p->bytes);
+}
+
+/* A page that was sealed stays after its last pin until its room is needed, with what was in it. */
 static void step_page(struct schedule *s)
 {
     int k = (int)rng_below(&s->r, 8);
-    if (s->page[k] != NULL) {
-        memtier_page_free(s->t.m, s->page[k], s->page_bytes[k]);
-        s->page[k] = NULL;
-        return;
+    struct scheduled_page *p = &s->page[k];
+    struct memtier_page_worth worth = {.remake_seconds = 0.01 * (double)rng_below(&s->r, 9),
+                                       .depth = (uint32_t)rng_below(&s->r, 5)};
+    if (p->is == NONE) {
+        open_page(s, k);
+    } else if (p->is == IDLE && rng_below(&s->r, 4) == 0) {
+        memtier_page_drop(s->t.m, p->idx);
+        p->is = NONE;
+    } else if (p->is == IDLE) {
+        memtier_page_pin(s->t.m, p->idx);
+        p->at = memtier_page_ptr(s->t.m, p->idx);
+        p->is = PINNED;
+    } else {
+        p->sealed |= rng_below(&s->r, 3) > 0;
+        if (p->sealed)
+            memtier_page_seal(s->t.m, p->idx, &worth, p);
+        p->is = p->sealed ? IDLE : NONE;
+        memtier_page_unpin(s->t.m, p->idx);
     }
-    s->page_bytes[k] = 1 + rng_below(&s->r, 400000);
-    size_t room = memtier_page_room(s->t.m, s->page_bytes[k]);
-    s->page[k] = memtier_page_alloc(s->t.m, s->page_bytes[k]);
-    if (s->page[k] != NULL)
-        memset(s->page[k], k + 1, s->page_bytes[k]);
-    else if (room > 0 && !s->shrinking && s->t.m->demotes_out == 0)
-        fail_msg("seed %lu: room for %zu pages, but none was given", (unsigned long)s->seed, room);
 }
 
 static void step_hold(struct schedule *s)
@@ -530,8 +569,14 @@ static void finish(struct schedule *s)
 {
     for (int k = 0; k < 6; k++)
         memtier_release(s->t.m, &s->lease[k]);
-    for (int k = 0; k < 8; k++)
-        memtier_page_free(s->t.m, s->page[k], s->page_bytes[k]);
+    for (int k = 0; k < 8; k++) {
+        if (s->page[k].is == PINNED) {
+            s->page[k].is = IDLE;
+            memtier_page_unpin(s->t.m, s->page[k].idx);
+        }
+        if (s->page[k].is == IDLE && s->page[k].sealed)
+            memtier_page_drop(s->t.m, s->page[k].idx);
+    }
     tiers_settle(s->t.m);
     struct memtier_stats st;
     memtier_stats(s->t.m, &st);
@@ -554,6 +599,7 @@ static void run_schedule(uint64_t seed, struct memtier_options opt, bool budget)
     }
     opt.policy = seed % 2 == 0 ? "gdsf" : "lru";
     s.t = open_tiers(opt);
+    memtier_on_page_gone(s.t.m, page_gone, NULL);
     for (int step = 0; step < 300; step++) {
         enum memtier_tier before[SEGMENTS];
         uint64_t what = rng_below(&s.r, 20);

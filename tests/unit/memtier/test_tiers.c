@@ -338,16 +338,17 @@ static void the_budget_changes_while_leases_are_out(void **state)
         segs[i] = seg_of(m, i);
     assert_int_equal(memtier_reserve(m, segs, 8, 1, &l, &e), ERR_OK);
     assert_true(lease_wait(m, l));
-    char *page = memtier_page_alloc(m, MIB);
-    assert_non_null(page);
-    memset(page, 3, MIB);
+    uint32_t page = memtier_page_open(m, MIB);
+    assert_int_not_equal(page, UINT32_MAX);
+    char *data = memtier_page_ptr(m, page);
+    memset(data, 3, MIB);
     memtier_hold(m, segs[7]);
     assert_int_equal(memtier_set_budget(m, 100000, &e), ERR_NO_MEMORY);
     assert_non_null(strstr(e.msg, "held"));
     assert_int_equal(memtier_set_budget(m, 2 * MIB, &e), ERR_OK);
     for (size_t i = 0; i < 8; i++)
         assert_true(sample_matches(&samples[i], memtier_ptr(m, segs[i])));
-    assert_null(memtier_page_alloc(m, 65536));
+    assert_int_equal(memtier_page_open(m, 65536), UINT32_MAX);
     tiers_settle(m);
     memtier_stats(m, &s);
     assert_int_equal(s.hbm_budget, 2 * MIB);
@@ -356,8 +357,8 @@ static void the_budget_changes_while_leases_are_out(void **state)
     memtier_stats(m, &s);
     assert_true(s.hbm_used <= 2 * MIB);
     assert_int_equal(memtier_where(m, segs[7]), MEMTIER_HBM);
-    assert_int_equal(page[MIB - 1], 3);
-    memtier_page_free(m, page, MIB);
+    assert_int_equal(data[MIB - 1], 3);
+    memtier_page_unpin(m, page);
     tiers_check(m, &samples[7], 1, 3);
     assert_int_equal(memtier_set_budget(m, 12 * MIB, &e), ERR_OK);
     tiers_check(m, samples, 11, 4);

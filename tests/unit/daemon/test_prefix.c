@@ -1,0 +1,185 @@
+/* KV pages between requests: what is computed once, what is found again, and that giving pages back
+ * is seen in nobody's tokens. */
+#include "tests/unit/daemon/engine_rig.h"
+
+/* A prompt that begins with `shared` tokens common to all and goes on with `own` of number `no`. */
+static struct request *ask_after(struct rig *r, const char *model, uint32_t shared, uint32_t own,
+                                 uint32_t no, uint32_t max_tokens)
+{
+    struct request *q = ask(r, model, shared + own, max_tokens);
+    for (uint32_t i = 0; i < own; i++)
+        q->prompt.ids[shared + i] = (int32_t)(3 + (no * 53 + i * 11) % 450);
+    return q;
+}
+
+static void same_tokens(const struct request *a, const struct request *b)
+{
+    uint32_t n = request_events(&a->choice[0]);
+    assert_int_equal(n, request_events(&b->choice[0]));
+    for (uint32_t i = 0; i < n; i++)
+        assert_int_equal(a->choice[0].events[i].token, b->choice[0].events[i].token);
+}
+
+static struct engine_stats stats_of(struct rig *r)
+{
+    struct engine_stats st;
+    engine_stats(r->engine, &st);
+    return st;
+}
+
+static void a_shared_beginning_is_prefilled_once(void **state)
+{
+    enum { N = 16, SHARED = 150, OWN = 9 };
+    struct rig r;
+    struct request *q[N], *alone[N];
+    rig_open(&r, &(struct rig_options){.sequences = 8});
+    for (uint32_t i = 0; i < N; i++) {
+        alone[i] = ask_after(&r, "llama", SHARED, OWN, i, 12);
+        alone[i]->cache_prompt = false;
+        wait_state(run(&r, alone[i]), REQUEST_DONE);
+    }
+    struct engine_stats before = stats_of(&r);
+    assert_int_equal(before.prefix_tokens_reused, 0);
+    assert_int_equal(before.memtier.pages_idle, 0);
+    /* All at once: who comes behind the first waits for its pages. */
+    for (uint32_t i = 0; i < N; i++)
+        q[i] = run(&r, ask_after(&r, "llama", SHARED, OWN, i, 12));
+    uint64_t cached = 0;
+    for (uint32_t i = 0; i < N; i++) {
+        wait_state(q[i], REQUEST_DONE);
+        same_tokens(q[i], alone[i]);
+        cached += q[i]->account.cached_tokens;
+    }
+    struct engine_stats after = stats_of(&r);
+    assert_int_equal(cached, after.prefix_tokens_reused);
+    /* Four whole pages for all but the first; the rest of the beginning for who came when it was
+     * done. */
+    assert_in_range(cached, (N - 1) * 128, (N - 1) * (SHARED + OWN - 1));
+    assert_int_equal(after.tokens_prefill - before.tokens_prefill, N * (SHARED + OWN) - cached);
+    /* Again, one after the other: all but the last token is there. */
+    struct request *again = run(&r, ask_after(&r, "llama", SHARED, OWN, 3, 12));
+    wait_state(again, REQUEST_DONE);
+    same_tokens(again, alone[3]);
+    assert_int_equal(again->account.cached_tokens, SHARED + OWN - 1);
+    /* Other weights, other pages. */
+    struct request *other = run(&r, ask_after(&r, "upper", SHARED, OWN, 3, 12));
+    wait_state(other, REQUEST_DONE);
+    assert_int_equal(other->account.cached_tokens, 0);
+    request_unref(&again);
+    request_unref(&other);
+    for (uint32_t i = 0; i < N; i++) {
+        request_unref(&q[i]);
+        request_unref(&alone[i]);
+    }
+    rig_close(&r);
+}
+
+static void the_next_turn_begins_where_the_last_one_ended(void **state)
+{
+    struct rig r;
+    rig_open(&r, &(struct rig_options){0});
+    struct request *first = start(&r, "psalms", 50, 40), *next = ask(&r, "psalms", 100, 10), *plain;
+    wait_state(first, REQUEST_DONE);
+    for (uint32_t i = 0; i < 40; i++)
+        next->prompt.ids[50 + i] = first->choice[0].events[i].token;
+    plain = ask(&r, "psalms", 100, 10);
+    memcpy(plain->prompt.ids, next->prompt.ids, 100 * sizeof(int32_t));
+    plain->cache_prompt = false;
+    wait_state(run(&r, next), REQUEST_DONE);
+    wait_state(run(&r, plain), REQUEST_DONE);
+    same_tokens(next, plain);
+    /* The last token of the answer was handed out, but never run. */
+    assert_int_equal(next->account.cached_tokens, 89);
+    assert_int_equal(plain->account.cached_tokens, 0);
+    request_unref(&first);
+    request_unref(&next);
+    request_unref(&plain);
+    rig_close(&r);
+}
+
+static void choices_share_the_pages_of_their_prompt(void **state)
+{
+    struct rig r;
+    struct engine_stats before, after;
+    struct request *alone[8];
+    for (int cached = 0; cached < 2; cached++) {
+        rig_open(&r, &(struct rig_options){0});
+        for (uint32_t c = 0; c < 8; c++) {
+            alone[c] = ask(&r, "llama", 75, 50);
+            alone[c]->sampling.temperature = 1;
+            alone[c]->sampling.seed = 7 + c;
+            alone[c]->cache_prompt = false;
+            wait_state(run(&r, alone[c]), REQUEST_DONE);
+        }
+        before = stats_of(&r);
+        struct request *q = ask(&r, "llama", 75, 50);
+        q->sampling.temperature = 1;
+        q->sampling.seed = 7;
+        q->choices_count = 8;
+        q->cache_prompt = cached;
+        wait_state(run(&r, q), REQUEST_DONE);
+        after = stats_of(&r);
+        for (uint32_t c = 0; c < 8; c++) {
+            assert_int_equal(request_events(&q->choice[c]), 51);
+            for (uint32_t i = 0; i < 50; i++)
+                assert_int_equal(q->choice[c].events[i].token, alone[c]->choice[0].events[i].token);
+            request_unref(&alone[c]);
+        }
+        /* Each runs the last token of the prompt for itself, and nothing else of it. */
+        assert_int_equal(after.prefix_tokens_reused - before.prefix_tokens_reused, 7 * 74);
+        assert_int_equal(after.tokens_prefill - before.tokens_prefill, 75 + 7);
+        assert_int_equal(q->account.cached_tokens, 0);
+        request_unref(&q);
+        rig_close(&r);
+    }
+}
+
+/* Eight requests that need four times the pages there are, of two bases in memory for one: some
+ * give theirs back and begin again, and the tokens are those of a server with room. */
+static void tokens_are_the_same_with_too_few_pages(void **state)
+{
+    enum { N = 8 };
+    static const char *const names[] = {"llama", "upper", "qwen", "psalms"};
+    struct request *wide[N], *q[N];
+    struct rig r;
+    rig_open(&r, &(struct rig_options){0});
+    for (uint32_t i = 0; i < N; i++) {
+        wide[i] = ask_after(&r, names[i % 4], 20, 15 + i, i, 180);
+        wide[i]->sampling.temperature = i % 2 ? 0.8f : 0;
+        wide[i]->sampling.seed = i;
+        wait_state(run(&r, wide[i]), REQUEST_DONE);
+    }
+    rig_close(&r);
+    for (int single = 0; single < 2; single++) {
+        uint64_t budget = footprint("qwen", 256) + footprint("psalms", 256) / (single ? 1 : 4);
+        rig_open(&r, &(struct rig_options){.hbm = budget, .defer_ms = 3});
+        for (uint32_t i = 0; i < N; i++) {
+            q[i] = ask_after(&r, single ? "llama" : names[i % 4], 20, 15 + i, i, 180);
+            q[i]->sampling = wide[i]->sampling;
+            run(&r, q[i]);
+        }
+        for (uint32_t i = 0; i < N; i++) {
+            wait_state(q[i], REQUEST_DONE);
+            if (finish_of(q[i], 0) != REQUEST_FINISH_LENGTH)
+                fail_msg("request %u: %s", i, q[i]->error.msg);
+            if (!single || i % 4 == 0)
+                same_tokens(q[i], wide[i]);
+            request_unref(&q[i]);
+        }
+        assert_true(stats_of(&r).preemptions > 0);
+        rig_close(&r);
+    }
+    for (uint32_t i = 0; i < N; i++)
+        request_unref(&wide[i]);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(a_shared_beginning_is_prefilled_once),
+        cmocka_unit_test(the_next_turn_begins_where_the_last_one_ended),
+        cmocka_unit_test(choices_share_the_pages_of_their_prompt),
+        cmocka_unit_test(tokens_are_the_same_with_too_few_pages),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
