@@ -30,7 +30,8 @@ bool rdu_type_from_gguf(int gguf_id, enum rdu_type *ret);
  * rows. A run of whole groups is contiguous: that is what a socket's shard is. Bit-exact: unpack gives
  * back the original bytes. Layouts by type: rdu/kernels/pack.c. */
 #define RDU_GROUP 8
-/* Bytes of a packed matrix; 0 if cols is no multiple of the type's block or on overflow. */
+/* Bytes of a packed matrix; 0 if cols is no multiple of the type's block, more than RDU_COLS_MAX (kernels
+ * keep a row's activations on the stack), or on overflow. */
 size_t rdu_pack_bytes(enum rdu_type type, size_t rows, size_t cols);
 /* `src` rows as in GGUF (row-major blocks). Any thread. */
 void rdu_pack_rows(enum rdu_type type, size_t rows, size_t cols, const void *src, void *dst);
@@ -228,12 +229,18 @@ void rdu_node_run(struct rdu_node *n, const struct rdu_program *p, const struct 
                   uint32_t stage_from, uint32_t stage_to);
 struct rdu_node_stats {
     uint64_t runs, launches, host_ns, tokens;
-    uint64_t weight_bytes;      /* read by launches, once per step whatever the batch */
-    uint64_t base_reads;        /* whole-layer weight reads: one per layer stage run */
+    uint64_t base_reads;        /* passes over all layers of a base, whatever the batch */
+    /* What the matmuls and attentions of those runs asked for, whatever the leaves did about it: bytes of
+     * weights (once per launch; adapters not counted) and operations (a multiply and an add are two) that
+     * int8 and f32 leaves took. Attention counts visible positions. */
+    uint64_t weight_bytes;
+    double int8_ops, f32_ops;
 };
 void rdu_node_stats(const struct rdu_node *n, struct rdu_node_stats *ret);
 /* Measured read bandwidth of this machine with the node's threads, bytes/s (about 0.3 s). */
 double rdu_node_measure_read(struct rdu_node *n, size_t bytes);
+/* Measured multiply-add peaks of the node's instruction set with its threads, operations/s (0.1 s each). */
+void rdu_node_measure_peaks(struct rdu_node *n, double *ret_int8, double *ret_f32);
 
 /* ==== Expressions =============================================================================
  * What users write for the logits chain, the routing policy and admission priority: small, pure and

@@ -42,6 +42,7 @@ static void fill_scalar(struct rdu_kernels *k, bool fma)
         rdu_ref_mm_f32_fma(k);
         rdu_ref_attn_fma(k);
         rdu_ref_rows_fma(k);
+        rdu_ref_peak_fma(k);
         return;
     }
 #endif
@@ -50,6 +51,7 @@ static void fill_scalar(struct rdu_kernels *k, bool fma)
     rdu_ref_mm_f32_base(k);
     rdu_ref_attn_base(k);
     rdu_ref_rows_base(k);
+    rdu_ref_peak_base(k);
 }
 
 static void fill(struct rdu_kernels *k, enum level wanted, enum level cpu)
@@ -64,6 +66,7 @@ static void fill(struct rdu_kernels *k, enum level wanted, enum level cpu)
     rdu_x86_mm_f32_avx2(k);
     rdu_x86_attn_avx2(k);
     rdu_x86_rows_avx2(k);
+    rdu_x86_peak_avx2(k);
     k->isa = "avx2";
     if (wanted < LEVEL_AVX512)
         return;
@@ -71,6 +74,7 @@ static void fill(struct rdu_kernels *k, enum level wanted, enum level cpu)
     rdu_x86_mm_f32_avx512(k);
     rdu_x86_attn_avx512(k);
     rdu_x86_rows_avx512(k);
+    rdu_x86_peak_avx512(k);
     k->isa = "avx512-vnni";
 #endif
 }

@@ -1,6 +1,6 @@
-/* The node: sockets, the host threads that play them, scratch. With T threads each plays S / T sockets;
- * the row shards of neighbouring sockets are neighbours in memory, so one thread runs them as one kernel
- * call and emulating eight sockets costs nothing beyond dividing the rows (run.c). */
+/* The node: sockets, the host threads that play them, scratch. With T threads each plays S / T
+ * sockets; the row shards of neighbouring sockets are neighbours in memory, so one thread runs them
+ * as one kernel call and emulating eight sockets costs nothing beyond dividing the rows (run.c). */
 #include <sched.h>
 #include <stdlib.h>
 #include <string.h>
@@ -63,14 +63,16 @@ static enum err_code check_options(const struct rdu_node_options *o, struct err 
         return err_set_param(e, ERR_INVALID, "rdu.sockets", "%u sockets: 1 to %d are possible",
                              o->sockets, NODE_SOCKETS_MAX);
     if (o->threads < 1 || o->threads > o->sockets)
-        return err_set_param(e, ERR_INVALID, "rdu.threads",
-                             "%u threads for %u sockets: a socket is played by one thread, so use 1 to "
-                             "%u, or more sockets",
-                             o->threads, o->sockets, o->sockets);
+        return err_set_param(
+            e, ERR_INVALID, "rdu.threads",
+            "%u threads for %u sockets: a socket is played by one thread, so use 1 to "
+            "%u, or more sockets",
+            o->threads, o->sockets, o->sockets);
     return ERR_OK;
 }
 
-enum err_code rdu_node_open(const struct rdu_node_options *opt, struct rdu_node **ret, struct err *e)
+enum err_code rdu_node_open(const struct rdu_node_options *opt, struct rdu_node **ret,
+                            struct err *e)
 {
     enum err_code code = check_options(opt, e);
     if (code != ERR_OK)
@@ -160,7 +162,8 @@ static uint32_t attention_floats(const struct rdu_program *p)
         for (uint32_t i = 0; i < p->section[s].count; i++) {
             const struct rdu_launch *l = &p->section[s].launches[i];
             if (l->kernel == RDU_KERNEL_ATTENTION)
-                most = BASE_MAX(most, l->attention.heads * (2 + l->attention.head_dim) * NODE_ATTN_TILE);
+                most = BASE_MAX(most,
+                                l->attention.heads * (2 + l->attention.head_dim) * NODE_ATTN_TILE);
         }
     return most;
 }
@@ -175,7 +178,8 @@ static float *floats_alloc(size_t count)
     return p;
 }
 
-/* The four buffers of one worker, in sizes that suit every program prepared so far and the new one. */
+/* The four buffers of one worker, in sizes that suit every program prepared so far and the new one.
+ */
 struct worker_sizes {
     size_t local_bytes;
     uint32_t tile_rows, attn_floats;
@@ -191,8 +195,8 @@ static bool worker_alloc(struct node_worker *w, const struct worker_sizes *z)
     return w->local_arena && w->delta_u && w->delta_v && w->delta_y && w->attn_state;
 }
 
-/* New buffers for all workers or, if there is no memory, the old ones stay: programs prepared before this
- * one still run in them. */
+/* New buffers for all workers or, if there is no memory, the old ones stay: programs prepared
+ * before this one still run in them. */
 static enum err_code grow_workers(struct rdu_node *n, const struct worker_sizes *z, struct err *e)
 {
     struct node_worker fresh[NODE_SOCKETS_MAX] = {0};
@@ -228,8 +232,8 @@ enum err_code rdu_node_prepare(struct rdu_node *n, const struct rdu_program *p, 
     if (arena > n->arena_bytes) {
         void *fresh = scratch_map(arena);
         if (fresh == NULL)
-            return err_set_errno(e, ERR_NO_MEMORY, "cannot map %zu bytes of scratch for %u tokens", arena,
-                                 rows);
+            return err_set_errno(e, ERR_NO_MEMORY, "cannot map %zu bytes of scratch for %u tokens",
+                                 arena, rows);
         scratch_unmap(n->arena, n->arena_bytes);
         n->arena = fresh;
         n->arena_bytes = arena;
@@ -238,9 +242,40 @@ enum err_code rdu_node_prepare(struct rdu_node *n, const struct rdu_program *p, 
     struct worker_sizes z = {.local_bytes = BASE_MAX(local, n->local_bytes),
                              .tile_rows = BASE_MAX(tile_rows, n->tile_rows),
                              .attn_floats = BASE_MAX(attention_floats(p), n->attn_floats)};
-    if (z.local_bytes == n->local_bytes && z.tile_rows == n->tile_rows && z.attn_floats == n->attn_floats)
+    if (z.local_bytes == n->local_bytes && z.tile_rows == n->tile_rows &&
+        z.attn_floats == n->attn_floats)
         return ERR_OK;
     return grow_workers(n, &z, e);
+}
+
+/* Weights and operations of one launch of the run in progress. */
+static void count_launch(struct rdu_node *n, const struct rdu_launch *l, enum rdu_section section,
+                         uint32_t layer)
+{
+    const struct rdu_args *a = n->args;
+    bool in_layer = section == RDU_SECTION_LAYER, head = l->kernel == RDU_KERNEL_HEAD;
+    if (l->kernel == RDU_KERNEL_ATTENTION) {
+        double visible = 0;
+        for (uint32_t t = 0; t < a->n_tokens; t++) {
+            uint32_t window = l->attention.windowed && a->window ? a->window[layer] : 0;
+            uint32_t end = (l->attention.bidirectional ? a->ends[t] : a->pos[t]) + 1;
+            visible += window ? BASE_MIN(end, window) : end;
+        }
+        n->stats.f32_ops += 4.0 * l->attention.heads * l->attention.head_dim * visible;
+    }
+    if (l->kernel != RDU_KERNEL_MATMUL && l->kernel != RDU_KERNEL_GATE_UP && !head)
+        return;
+    const struct rdu_weight *slots =
+        in_layer ? a->layers + (size_t)layer * n->program->layer_slots.count : a->globals;
+    for (uint32_t i = 0; i < l->slots; i++) {
+        const struct rdu_weight *w = &slots[l->slot[i]];
+        double ops = 2.0 * w->rows * w->cols * (head ? a->n_outs : a->n_tokens);
+        n->stats.weight_bytes += rdu_pack_bytes(w->type, w->rows, w->cols);
+        if (n->program->numerics == RDU_NUMERICS_INT8 && n->kernels.mm_q8[w->type])
+            n->stats.int8_ops += ops;
+        else
+            n->stats.f32_ops += ops;
+    }
 }
 
 static void count_run(struct rdu_node *n, uint64_t start_ns)
@@ -250,11 +285,14 @@ static void count_run(struct rdu_node *n, uint64_t start_ns)
     n->stats.runs++;
     n->stats.host_ns += clock_ns() - start_ns;
     for (uint32_t s = n->stage_from; s < n->stage_to; s++) {
-        enum rdu_section section = s == 0 ? RDU_SECTION_EMBED
-                                          : (s == last ? RDU_SECTION_HEAD : RDU_SECTION_LAYER);
+        enum rdu_section section =
+            s == 0 ? RDU_SECTION_EMBED : (s == last ? RDU_SECTION_HEAD : RDU_SECTION_LAYER);
         n->stats.launches += p->section[section].count;
+        for (uint32_t i = 0; i < p->section[section].count; i++)
+            count_launch(n, &p->section[section].launches[i], section, s - 1);
     }
-    if (n->stage_from < last && n->stage_to >= last) { /* the last layer ran: the base was read once */
+    if (n->stage_from < last &&
+        n->stage_to >= last) { /* the last layer ran: the base was read once */
         n->stats.base_reads++;
         n->stats.tokens += n->args->n_tokens;
     }
@@ -290,52 +328,4 @@ void rdu_node_run(struct rdu_node *n, const struct rdu_program *p, const struct 
         node_barrier_wait(&n->barrier);
     }
     count_run(n, start_ns);
-}
-
-/* ---- read bandwidth -------------------------------------------------------------------------- */
-
-struct read_job {
-    const uint64_t *data;
-    size_t words;
-    uint64_t sum;
-};
-
-static void *read_main(void *arg)
-{
-    struct read_job *j = arg;
-    uint64_t s[8] = {0};
-    for (size_t i = 0; i + 8 <= j->words; i += 8)
-        for (int k = 0; k < 8; k++)
-            s[k] += j->data[i + (size_t)k];
-    for (int k = 0; k < 8; k++)
-        j->sum += s[k];
-    return NULL;
-}
-
-double rdu_node_measure_read(struct rdu_node *n, size_t bytes)
-{
-    uint32_t threads = n->opt.threads;
-    bytes &= ~(size_t)4095;
-    uint64_t *data = scratch_map(bytes);
-    if (data == NULL)
-        return 0;
-    memset(data, 1, bytes);
-    double best = 0;
-    for (int round = 0; round < 5; round++) {
-        struct read_job job[NODE_SOCKETS_MAX];
-        pthread_t thread[NODE_SOCKETS_MAX];
-        uint64_t start = clock_ns();
-        for (uint32_t i = 0; i < threads; i++) {
-            job[i] = (struct read_job){data + bytes / 8 / threads * i, bytes / 8 / threads, 0};
-            if (i > 0 && thread_start(&thread[i], "read", read_main, &job[i], NULL) != ERR_OK)
-                threads = i;
-        }
-        read_main(&job[0]);
-        for (uint32_t i = 1; i < threads; i++)
-            thread_join(thread[i]);
-        double rate = (double)bytes / ((double)(clock_ns() - start) * 1e-9);
-        best = BASE_MAX(best, rate);
-    }
-    munmap(data, bytes);
-    return best;
 }

@@ -1,4 +1,5 @@
-/* The node's inside: worker threads that play the sockets, their barrier, scratch. Private to rdu/. */
+/* The node's inside: worker threads that play the sockets, their barrier, scratch. Private to rdu/.
+ */
 #ifndef SWITCHYARD_RDU_NODE_H
 #define SWITCHYARD_RDU_NODE_H
 
@@ -31,11 +32,11 @@ struct node_worker {
     struct rdu_node *node;
     uint32_t thread_idx;
     pthread_t thread;
-    char *local_arena;   /* laid out as the shared arena, for at most NODE_LOCAL_TOKENS rows */
-    float *delta_u;      /* [NODE_TILE, NODE_RANK_MAX] */
-    float *delta_v;      /* [NODE_TILE, tile_rows] */
-    float *delta_y;      /* [NODE_TILE, tile_rows] */
-    float *attn_state;   /* for each token of a tile m, l [heads], o [heads, head_dim] */
+    char *local_arena; /* laid out as the shared arena, for at most NODE_LOCAL_TOKENS rows */
+    float *delta_u;    /* [NODE_TILE, NODE_RANK_MAX] */
+    float *delta_v;    /* [NODE_TILE, tile_rows] */
+    float *delta_y;    /* [NODE_TILE, tile_rows] */
+    float *attn_state; /* for each token of a tile m, l [heads], o [heads, head_dim] */
 };
 #define NODE_TILE 16
 #define NODE_ATTN_TILE 8
@@ -47,16 +48,17 @@ struct rdu_node {
     struct rdu_kernels kernels;
     struct node_worker worker[NODE_SOCKETS_MAX];
     struct node_barrier barrier;
-    struct node_gate job;       /* bumped for each run; UINT32_MAX - reserved for none */
+    struct node_gate job; /* bumped for each run; UINT32_MAX - reserved for none */
     atomic_bool stop;
-    uint32_t started;           /* worker threads that run; the caller is none of them */
+    uint32_t started; /* worker threads that run; the caller is none of them */
 
-    /* The run in progress: written by the caller before `job` is bumped, read by all until the end. */
+    /* The run in progress: written by the caller before `job` is bumped, read by all until the end.
+     */
     const struct rdu_program *program;
     const struct rdu_args *args;
     uint32_t stage_from, stage_to;
 
-    char *arena;                /* shared scratch; caller thread grows it between runs */
+    char *arena; /* shared scratch; caller thread grows it between runs */
     size_t arena_bytes, local_bytes;
     uint32_t tile_rows, attn_floats;
 

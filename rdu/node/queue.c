@@ -1,6 +1,7 @@
-/* Waiting: the job gate that starts a run and the barrier between launches. A barrier costs a few hundred
- * nanoseconds when all threads run; when one was descheduled the others give the processor back after
- * about 50 us instead of burning it (two spinning threads on a shared machine lose far more). */
+/* Waiting: the job gate that starts a run and the barrier between launches. A barrier costs a few
+ * hundred nanoseconds when all threads run; when one was descheduled the others give the processor
+ * back after about 50 us instead of burning it (two spinning threads on a shared machine lose far
+ * more). */
 #include <immintrin.h>
 #include <linux/futex.h>
 #include <sys/syscall.h>

@@ -72,68 +72,33 @@ static bool wanted(const struct bench *b, const char *leaf, const char *shape)
 
 /* ---- limits ---------------------------------------------------------------------------------- */
 
-/* The chains must be registers at any optimisation level. */
 #ifdef __clang__
 #define UNROLL _Pragma("clang loop unroll(full)")
 #else
 #define UNROLL _Pragma("GCC unroll 16")
 #endif
 #define PEAK_ROUNDS 20000
-#define PEAK_CHAINS 12
+
+struct peak {
+    double (*run)(uint32_t rounds, float *sink);
+    double ops;
+    float sink;
+};
+
+static void run_peak(void *ctx)
+{
+    struct peak *p = ctx;
+    p->ops = p->run(PEAK_ROUNDS, &p->sink);
+}
+
+static double peak_rate(const struct bench *b, double (*run)(uint32_t rounds, float *sink))
+{
+    struct peak p = {.run = run};
+    double ns = measure(b, run_peak, &p);
+    return p.ops / ns;
+}
 
 #if defined(__x86_64__)
-__attribute__((target("avx2,fma"))) static void peak_f32_avx2(void *ctx)
-{
-    __m256 acc[PEAK_CHAINS], a = _mm256_set1_ps(0.5f), c = _mm256_set1_ps(1.0f);
-    for (unsigned i = 0; i < PEAK_CHAINS; i++)
-        acc[i] = _mm256_set1_ps((float)i);
-    for (unsigned r = 0; r < PEAK_ROUNDS; r++) {
-        UNROLL
-        for (unsigned i = 0; i < PEAK_CHAINS; i++)
-            acc[i] = _mm256_fmadd_ps(acc[i], a, c);
-    }
-    for (unsigned i = 1; i < PEAK_CHAINS; i++)
-        acc[0] = _mm256_add_ps(acc[0], acc[i]);
-    *(float *)ctx = _mm256_cvtss_f32(acc[0]);
-}
-
-/* The best AVX2 has: four vpmaddubsw added in int16, then widened and added. */
-__attribute__((target("avx2"))) static void peak_int8_avx2(void *ctx)
-{
-    __m256i acc[PEAK_CHAINS / 4], w = _mm256_set1_epi8(3), one = _mm256_set1_epi16(1);
-    for (unsigned i = 0; i < PEAK_CHAINS / 4; i++)
-        acc[i] = _mm256_set1_epi32((int)i);
-    for (unsigned r = 0; r < PEAK_ROUNDS; r++) {
-        UNROLL
-        for (unsigned i = 0; i < PEAK_CHAINS / 4; i++) {
-            __m256i x = _mm256_xor_si256(acc[i], w);
-            __m256i s = _mm256_add_epi16(_mm256_maddubs_epi16(w, x), _mm256_maddubs_epi16(x, w));
-            x = _mm256_add_epi8(x, w);
-            s = _mm256_add_epi16(
-                s, _mm256_add_epi16(_mm256_maddubs_epi16(w, x), _mm256_maddubs_epi16(x, w)));
-            acc[i] = _mm256_add_epi32(acc[i], _mm256_madd_epi16(s, one));
-        }
-    }
-    for (unsigned i = 1; i < PEAK_CHAINS / 4; i++)
-        acc[0] = _mm256_add_epi32(acc[0], acc[i]);
-    *(int *)ctx = _mm256_cvtsi256_si32(acc[0]);
-}
-
-__attribute__((target("avx512f,avx512vl,avx512vnni"))) static void peak_int8_avx512(void *ctx)
-{
-    __m512i acc[PEAK_CHAINS], w = _mm512_set1_epi32(0x01020304);
-    for (unsigned i = 0; i < PEAK_CHAINS; i++)
-        acc[i] = _mm512_set1_epi32((int)i);
-    for (unsigned r = 0; r < PEAK_ROUNDS; r++) {
-        UNROLL
-        for (unsigned i = 0; i < PEAK_CHAINS; i++)
-            acc[i] = _mm512_dpbusd_epi32(acc[i], w, w);
-    }
-    for (unsigned i = 1; i < PEAK_CHAINS; i++)
-        acc[0] = _mm512_add_epi32(acc[0], acc[i]);
-    *(int *)ctx = _mm512_cvtsi512_si32(acc[0]);
-}
-
 struct span {
     const uint8_t *data;
     size_t bytes;
@@ -160,16 +125,10 @@ static double read_rate(const struct bench *b, const uint8_t *data, size_t bytes
     return (double)bytes / measure(b, read_span, &s);
 }
 
-static void measure_limits(struct bench *b)
+static void measure_reads(struct bench *b)
 {
-    float out;
     if (!__builtin_cpu_supports("avx2"))
         return;
-    b->f32_gflops = 16.0 * PEAK_CHAINS * PEAK_ROUNDS / measure(b, peak_f32_avx2, &out);
-    if (strncmp(b->k.isa, "avx512", 6) == 0)
-        b->int8_gops = 128.0 * PEAK_CHAINS * PEAK_ROUNDS / measure(b, peak_int8_avx512, &out);
-    else
-        b->int8_gops = 64.0 * PEAK_CHAINS * PEAK_ROUNDS / measure(b, peak_int8_avx2, &out);
     size_t bytes = 192 * BASE_MIB;
     uint8_t *data = mem_alloc(bytes);
     memset(data, 1, bytes);
@@ -179,11 +138,18 @@ static void measure_limits(struct bench *b)
     free(data);
 }
 #else
-static void measure_limits(struct bench *b)
+static void measure_reads(struct bench *b)
 {
     (void)b;
 }
 #endif
+
+static void measure_limits(struct bench *b)
+{
+    b->int8_gops = peak_rate(b, b->k.peak_int8);
+    b->f32_gflops = peak_rate(b, b->k.peak_f32);
+    measure_reads(b);
+}
 
 static void print_limits(const struct bench *b)
 {

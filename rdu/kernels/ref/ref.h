@@ -15,10 +15,12 @@ void rdu_ref_mm_q8_base(struct rdu_kernels *k);
 void rdu_ref_mm_f32_base(struct rdu_kernels *k);
 void rdu_ref_attn_base(struct rdu_kernels *k);
 void rdu_ref_rows_base(struct rdu_kernels *k);
+void rdu_ref_peak_base(struct rdu_kernels *k);
 
 void rdu_ref_mm_q8_fma(struct rdu_kernels *k);
 void rdu_ref_mm_f32_fma(struct rdu_kernels *k);
 void rdu_ref_attn_fma(struct rdu_kernels *k);
 void rdu_ref_rows_fma(struct rdu_kernels *k);
+void rdu_ref_peak_fma(struct rdu_kernels *k);
 
 #endif
