@@ -10,6 +10,7 @@
 
 #include "daemon/request.h"
 #include "daemon/server.h"
+#include "daemon/tool_parse.h"
 
 #define API_STOPS_MAX 4
 #define API_CHOICES_MAX 16
@@ -20,6 +21,14 @@
 enum api_kind { API_CHAT, API_COMPLETION };
 
 /* ---- what the client asked for beside the prompt ----------------------------------------- */
+
+/* What the answer must be, as the client said it. */
+enum api_form_kind { API_FORM_ANY, API_FORM_OBJECT, API_FORM_SCHEMA, API_FORM_GBNF };
+struct api_form {
+    enum api_form_kind kind;
+    const json_t *schema; /* API_FORM_SCHEMA; of the document */
+    const char *param;    /* the field it came from */
+};
 
 /* Reals are NAN and integers negative where the client said nothing; strings are into the document.
  */
@@ -38,6 +47,7 @@ struct api_options {
     struct logit_bias *bias; /* owned */
     size_t bias_count;
     bool want_account, want_timings;
+    struct api_form form;
     struct grammar *grammar; /* a reference; NULL = the answer may be anything */
 };
 enum err_code api_options_parse(const json_t *root, enum api_kind kind, struct api_options *ret,
@@ -45,15 +55,14 @@ enum err_code api_options_parse(const json_t *root, enum api_kind kind, struct a
 void api_options_done(struct api_options *o);
 
 /* api_grammar.c: response_format, grammar, json_schema; *ret must be NULL and stays so for none. */
-enum err_code api_grammar_parse(const json_t *root, struct grammar **ret, struct err *e)
-    BASE_NODISCARD;
+enum err_code api_grammar_parse(const json_t *root, struct api_form *ret_form, struct grammar **ret,
+                                struct err *e) BASE_NODISCARD;
 
 /* ---- messages ------------------------------------------------------------------------------ */
 
 /* The conversation as templates want it: role names known, content always a string. */
 struct api_messages {
     json_t *messages;  /* array, owned */
-    json_t *tools;     /* array, owned; NULL = none, or the client chose none */
     json_t *variables; /* object of further template variables, owned; NULL = none */
     bool has_system;
 };
@@ -61,12 +70,42 @@ enum err_code api_messages_parse(const json_t *root, struct api_messages *ret,
                                  struct err *e) BASE_NODISCARD;
 void api_messages_done(struct api_messages *m);
 
+/* ---- functions that the model may call: api_tools.c ---------------------------------------------- */
+
+#define API_TOOL_ID_BYTES 32
+
+enum api_tool_choice { API_TOOLS_NONE, API_TOOLS_AUTO, API_TOOLS_REQUIRED };
+struct api_tools {
+    json_t *list; /* of the request, nothing left out that templates ask for; owned; NULL = none in use */
+    enum api_tool_choice choice;
+    const char *named; /* the only one that can be called; of list */
+    size_t named_idx;
+    bool parallel;
+    /* After api_tools_prepare. */
+    const struct tool_format *format; /* the expert's */
+    enum grammar_tools_start start;
+    bool constrained;
+    uint32_t calls_max;
+};
+struct api_call;
+enum err_code api_tools_parse(const json_t *root, struct api_tools *ret,
+                              struct err *e) BASE_NODISCARD;
+void api_tools_done(struct api_tools *t);
+/* The expert is known: compiles the grammar of its calls, in place of options.grammar. */
+enum err_code api_tools_prepare(struct api_call *c, struct err *e) BASE_NODISCARD;
+/* What must stand behind the rendered prompt. */
+void api_tools_put_prefill(const struct api_call *c, struct buf *out);
+struct tool_parse *api_tools_open_parse(const struct api_call *c);
+void api_tools_new_id(const struct api_call *c, char ret[API_TOOL_ID_BYTES]);
+
 /* ---- the call -------------------------------------------------------------------------------- */
 
 struct api_cursor {
     uint32_t events_read;
     uint32_t text_chars; /* code points given out: text_offset of /v1/completions */
     bool opened, finish_sent;
+    struct tool_parse *parse; /* owned; NULL = no functions, or nothing read yet */
+    uint32_t calls;           /* begun */
     enum request_finish finish;
 };
 
@@ -76,6 +115,7 @@ struct api_call {
     json_t *root; /* the document */
     struct api_options options;
     struct api_messages messages; /* API_CHAT */
+    struct api_tools tools;       /* API_CHAT */
 
     struct expert *expert;
     enum router_reason reason;
@@ -141,6 +181,18 @@ void api_call_usage(const struct api_call *c, struct api_usage *ret);
 /* `"expert":"x","reason":...` without braces: the account of a call; what the engine fills in is
  * left out before api_call_done. */
 void api_put_account(const struct api_call *c, struct buf *out);
+
+/* ---- answers that may hold calls: api_message.c -------------------------------------------------- */
+
+/* The value of "message"; true if it has calls. */
+bool api_put_tool_message(const struct api_call *c, const struct request_choice *choice,
+                          struct buf *out);
+/* The deltas that an event leads to, each by one call of `put`. */
+typedef void api_put_delta(void *ctx, const struct buf *delta);
+void api_put_tool_deltas(const struct api_call *c, struct api_cursor *cursor,
+                         const struct request_event *ev, api_put_delta *put, void *ctx);
+/* Unguessable, different each time. */
+uint64_t api_fresh_bits(void);
 
 /* ---- log-probabilities: api_logprobs.c ------------------------------------------------------- */
 

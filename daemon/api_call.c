@@ -11,7 +11,7 @@
 /* ---- names ---------------------------------------------------------------------------------- */
 
 /* Unguessable enough to be unique across restarts; the counter makes it unique within one. */
-static uint64_t fresh_bits(void)
+uint64_t api_fresh_bits(void)
 {
     static _Atomic uint64_t counter;
     uint64_t seed[2] = {atomic_fetch_add(&counter, 1), clock_ns()}, noise = 0;
@@ -23,7 +23,7 @@ static uint64_t fresh_bits(void)
 static void name_call(struct api_call *c)
 {
     snprintf(c->id, sizeof c->id, "%s-%016llx%08x", c->kind == API_CHAT ? "chatcmpl" : "cmpl",
-             (unsigned long long)fresh_bits(), (unsigned)fresh_bits());
+             (unsigned long long)api_fresh_bits(), (unsigned)api_fresh_bits());
     c->created_s = clock_wall_ms() / 1000;
 }
 
@@ -55,6 +55,8 @@ enum err_code api_call_open(struct server *s, enum api_kind kind, const char *bo
         code = api_options_parse(c->root, kind, &c->options, e);
     if (code == ERR_OK && kind == API_CHAT)
         code = api_messages_parse(c->root, &c->messages, e);
+    if (code == ERR_OK && kind == API_CHAT)
+        code = api_tools_parse(c->root, &c->tools, e);
     if (code == ERR_OK && kind == API_COMPLETION)
         code = check_prompts(c, e);
     if (code != ERR_OK) {
@@ -75,6 +77,9 @@ void api_call_close(struct api_call **c)
         request_unref(&gone->requests[i]);
     api_options_done(&gone->options);
     api_messages_done(&gone->messages);
+    api_tools_done(&gone->tools);
+    for (size_t i = 0; i < API_CHOICES_MAX; i++)
+        tool_parse_close(&gone->cursor[0][i].parse); /* a chat has one prompt */
     buf_done(&gone->head);
     json_decref(gone->root);
     free(gone);
@@ -132,7 +137,7 @@ static void fill_sampling(const struct api_call *c, const struct conf_expert *co
     if (o->seed_given)
         s->seed = (uint64_t)o->seed;
     else
-        s->seed = d->seed >= 0 ? (uint64_t)d->seed : fresh_bits();
+        s->seed = d->seed >= 0 ? (uint64_t)d->seed : api_fresh_bits();
 }
 
 /* ---- requests ------------------------------------------------------------------------------- */
@@ -213,6 +218,10 @@ enum err_code api_call_prepare(struct api_call *c, struct router_scratch *scratc
         e->code = ERR_LOAD_FAILED;
         return ERR_LOAD_FAILED;
     }
+    if (c->kind == API_CHAT)
+        code = api_tools_prepare(c, e);
+    if (code != ERR_OK)
+        return code;
     size_t prompts = c->kind == API_CHAT ? 1 : api_prompts(c->root, e);
     for (size_t i = 0; i < prompts; i++) {
         struct request *r = request_open();

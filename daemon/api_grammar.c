@@ -1,5 +1,6 @@
-/* What the answer must look like: response_format, and llama.cpp's `grammar` and `json_schema`. Compiled
- * here, on the HTTP thread, so that a schema that cannot be met is a 400 before anything is queued. */
+/* What the answer must look like: response_format, and llama.cpp's `grammar` and `json_schema`.
+ * Compiled here, on the HTTP thread, so that a schema that cannot be met is a 400 before anything
+ * is queued. */
 #include "daemon/api.h"
 
 #include <stdlib.h>
@@ -18,7 +19,7 @@ static enum err_code compile_schema(const json_t *schema, const char *param, str
     return code;
 }
 
-static enum err_code compile_named_schema(const json_t *format, struct grammar **ret, struct err *e)
+static enum err_code named_schema(const json_t *format, struct api_form *ret, struct err *e)
 {
     const json_t *named = field_find(format, "json_schema");
     if (!json_is_object(named))
@@ -32,10 +33,11 @@ static enum err_code compile_named_schema(const json_t *format, struct grammar *
     const json_t *strict = field_find(named, "strict");
     if (strict != NULL && !json_is_boolean(strict))
         return field_bad_type(e, "response_format.json_schema.strict", "a boolean", strict);
-    return compile_schema(schema, "response_format.json_schema.schema", ret, e);
+    *ret = (struct api_form){API_FORM_SCHEMA, schema, "response_format.json_schema.schema"};
+    return ERR_OK;
 }
 
-static enum err_code compile_format(const json_t *format, struct grammar **ret, struct err *e)
+static enum err_code form_of(const json_t *format, struct api_form *ret, struct err *e)
 {
     if (!json_is_object(format))
         return field_bad_type(e, "response_format", "an object", format);
@@ -46,32 +48,48 @@ static enum err_code compile_format(const json_t *format, struct grammar **ret, 
     if (strcmp(name, "text") == 0)
         return ERR_OK;
     if (strcmp(name, "json_schema") == 0)
-        return compile_named_schema(format, ret, e);
-    if (strcmp(name, "json_object") == 0)
-        return schema != NULL ? compile_schema(schema, "response_format.schema", ret, e)
-                              : grammar_compile_json_object(ret, e);
-    return err_set_param(e, ERR_UNSUPPORTED, "response_format.type",
-                         "'response_format' of type '%.40s' is not supported; text, json_object and "
-                         "json_schema are", name);
+        return named_schema(format, ret, e);
+    if (strcmp(name, "json_object") != 0)
+        return err_set_param(e, ERR_UNSUPPORTED, "response_format.type",
+                             "'response_format' of type '%.40s' is not supported; text, "
+                             "json_object and json_schema are",
+                             name);
+    *ret = (struct api_form){schema != NULL ? API_FORM_SCHEMA : API_FORM_OBJECT, schema,
+                             "response_format.schema"};
+    return ERR_OK;
 }
 
-enum err_code api_grammar_parse(const json_t *root, struct grammar **ret, struct err *e)
+enum err_code api_grammar_parse(const json_t *root, struct api_form *ret_form, struct grammar **ret,
+                                struct err *e)
 {
     const json_t *format = field_find(root, "response_format");
     const json_t *gbnf = field_find(root, "grammar"), *schema = field_find(root, "json_schema");
+    struct api_form form = {.kind = API_FORM_ANY};
     if (gbnf != NULL && !json_is_string(gbnf))
         return field_bad_type(e, "grammar", "a string", gbnf);
     if (json_string_length(gbnf) == 0)
         gbnf = NULL; /* llama.cpp's clients send "" for none */
-    enum err_code code = format != NULL ? compile_format(format, ret, e) : ERR_OK;
+    enum err_code code = format != NULL ? form_of(format, &form, e) : ERR_OK;
     if (code != ERR_OK)
         return code;
-    if ((*ret != NULL) + (gbnf != NULL) + (schema != NULL) > 1) {
-        grammar_unref(ret);
-        return err_set_param(e, ERR_INVALID, gbnf != NULL ? "grammar" : "json_schema",
-                             "only one of 'response_format', 'grammar' and 'json_schema' can be given");
-    }
+    if ((form.kind != API_FORM_ANY) + (gbnf != NULL) + (schema != NULL) > 1)
+        return err_set_param(
+            e, ERR_INVALID, gbnf != NULL ? "grammar" : "json_schema",
+            "only one of 'response_format', 'grammar' and 'json_schema' can be given");
+    if (schema != NULL)
+        form = (struct api_form){API_FORM_SCHEMA, schema, "json_schema"};
     if (gbnf != NULL)
-        return grammar_compile_gbnf(json_string_value(gbnf), json_string_length(gbnf), ret, e);
-    return schema != NULL ? compile_schema(schema, "json_schema", ret, e) : ERR_OK;
+        form = (struct api_form){.kind = API_FORM_GBNF, .param = "grammar"};
+    *ret_form = form;
+    switch (form.kind) {
+    case API_FORM_ANY:
+        return ERR_OK;
+    case API_FORM_OBJECT:
+        return grammar_compile_json_object(ret, e);
+    case API_FORM_SCHEMA:
+        return compile_schema(form.schema, form.param, ret, e);
+    case API_FORM_GBNF:
+        break;
+    }
+    return grammar_compile_gbnf(json_string_value(gbnf), json_string_length(gbnf), ret, e);
 }

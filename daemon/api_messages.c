@@ -1,4 +1,4 @@
-/* The `messages` and `tools` of a chat body: checked, and turned into the one shape that templates
+/* The `messages` of a chat body: checked, and turned into the one shape that templates
  * understand (known role names, content as a string, tool arguments as an object). */
 #include "daemon/api.h"
 
@@ -167,6 +167,19 @@ static enum err_code parse_role(const json_t *message, size_t idx, const char **
     return ERR_OK;
 }
 
+/* Which call a result is of: templates print it, and the public API wants it. */
+static enum err_code check_call_id(const json_t *message, size_t idx, struct err *e)
+{
+    char path[64];
+    const json_t *role = field_find(message, "role"), *id = field_find(message, "tool_call_id");
+    snprintf(path, sizeof path, "messages[%zu].tool_call_id", idx);
+    if (strcmp(json_string_value(role), "tool") != 0)
+        return ERR_OK;
+    if (id == NULL)
+        return err_set_param(e, ERR_INVALID, path, "'%s' is missing", path);
+    return json_is_string(id) ? ERR_OK : field_bad_type(e, path, "a string", id);
+}
+
 static enum err_code parse_message(const json_t *message, size_t idx, struct api_messages *m,
                                    struct err *e)
 {
@@ -177,6 +190,8 @@ static enum err_code parse_message(const json_t *message, size_t idx, struct api
     if (!json_is_object(message))
         return field_bad_type(e, path, "an object", message);
     enum err_code code = parse_role(message, idx, &role, e);
+    if (code == ERR_OK)
+        code = check_call_id(message, idx, e);
     if (code == ERR_OK)
         code = parse_content(message, role, idx, &content, e);
     if (code != ERR_OK)
@@ -206,98 +221,7 @@ static enum err_code parse_messages(const json_t *root, struct api_messages *m, 
     return code;
 }
 
-/* ---- tools ---------------------------------------------------------------------------------- */
-
-static enum err_code check_tool(const json_t *tool, size_t idx, struct err *e)
-{
-    char path[64];
-    snprintf(path, sizeof path, "tools[%zu]", idx);
-    if (!json_is_object(tool))
-        return field_bad_type(e, path, "an object", tool);
-    snprintf(path, sizeof path, "tools[%zu].type", idx);
-    const json_t *type = field_find(tool, "type");
-    if (!json_is_string(type))
-        return field_bad_type(e, path, "the string 'function'", type);
-    if (strcmp(json_string_value(type), "function") != 0)
-        return err_set_param(e, ERR_UNSUPPORTED, path,
-                             "tools of type '%.40s' are not supported; "
-                             "only 'function' is",
-                             json_string_value(type));
-    snprintf(path, sizeof path, "tools[%zu].function", idx);
-    const json_t *function = field_find(tool, "function");
-    if (!json_is_object(function))
-        return field_bad_type(e, path, "an object", function);
-    snprintf(path, sizeof path, "tools[%zu].function.name", idx);
-    const json_t *name = field_find(function, "name");
-    if (!json_is_string(name) || json_string_length(name) == 0)
-        return err_set_param(e, ERR_INVALID, path, "'%s' is missing", path);
-    return ERR_OK;
-}
-
-static bool tool_is_known(const json_t *tools, const char *name)
-{
-    for (size_t i = 0; i < json_array_size(tools); i++) {
-        const json_t *function = field_find(json_array_get(tools, i), "function");
-        if (strcmp(json_string_value(field_find(function, "name")), name) == 0)
-            return true;
-    }
-    return false;
-}
-
-static enum err_code parse_named_choice(const json_t *choice, const json_t *tools, struct err *e)
-{
-    const json_t *name = field_find(field_find(choice, "function"), "name");
-    if (!json_is_string(name))
-        return err_set_param(e, ERR_INVALID, "tool_choice",
-                             "'tool_choice.function.name' must be a string");
-    if (!tool_is_known(tools, json_string_value(name)))
-        return err_set_param(e, ERR_INVALID, "tool_choice",
-                             "'tool_choice' names '%.60s', which is not among 'tools'",
-                             json_string_value(name));
-    return err_set_param(e, ERR_UNSUPPORTED, "tool_choice",
-                         "'tool_choice' that names a function is not supported; use 'auto'");
-}
-
-/* *ret_none: the client does not want tools this time. */
-static enum err_code parse_tool_choice(const json_t *root, const json_t *tools, bool *ret_none,
-                                       struct err *e)
-{
-    const json_t *choice = field_find(root, "tool_choice");
-    if (choice == NULL)
-        return ERR_OK;
-    if (json_is_object(choice))
-        return parse_named_choice(choice, tools, e);
-    if (!json_is_string(choice))
-        return field_bad_type(e, "tool_choice", "a string or an object", choice);
-    const char *name = json_string_value(choice);
-    *ret_none = strcmp(name, "none") == 0;
-    if (*ret_none || strcmp(name, "auto") == 0)
-        return ERR_OK;
-    if (strcmp(name, "required") == 0)
-        return err_set_param(e, ERR_UNSUPPORTED, "tool_choice",
-                             "'tool_choice' 'required' is not supported; use 'auto'");
-    return err_set_param(e, ERR_INVALID, "tool_choice",
-                         "'tool_choice' is '%.40s', but must be "
-                         "none, auto, required or an object",
-                         name);
-}
-
-static enum err_code parse_tools(const json_t *root, struct api_messages *m, struct err *e)
-{
-    json_t *tools = field_find(root, "tools");
-    bool none = false;
-    if (tools != NULL && !json_is_array(tools))
-        return field_bad_type(e, "tools", "an array", tools);
-    for (size_t i = 0; i < json_array_size(tools); i++) {
-        enum err_code code = check_tool(json_array_get(tools, i), i, e);
-        if (code != ERR_OK)
-            return code;
-    }
-    enum err_code code = parse_tool_choice(root, tools, &none, e);
-    if (code == ERR_OK && !none && json_array_size(tools) > 0)
-        m->tools = json_incref(tools);
-    return code;
-}
+/* ---- the whole ------------------------------------------------------------------------------- */
 
 static enum err_code parse_variables(const json_t *root, struct api_messages *m, struct err *e)
 {
@@ -313,7 +237,6 @@ static enum err_code parse_variables(const json_t *root, struct api_messages *m,
 void api_messages_done(struct api_messages *m)
 {
     json_decref(m->messages);
-    json_decref(m->tools);
     json_decref(m->variables);
     *m = (struct api_messages){0};
 }
@@ -322,8 +245,6 @@ enum err_code api_messages_parse(const json_t *root, struct api_messages *ret, s
 {
     struct api_messages m = {0};
     enum err_code code = parse_messages(root, &m, e);
-    if (code == ERR_OK)
-        code = parse_tools(root, &m, e);
     if (code == ERR_OK)
         code = parse_variables(root, &m, e);
     if (code != ERR_OK) {

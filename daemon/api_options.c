@@ -105,7 +105,6 @@ static enum err_code parse_bools(const json_t *root, struct api_options *o, stru
         {"timings", &o->want_timings},
         {"timings_per_token", &o->want_timings},
         {"store", &ignored},
-        {"parallel_tool_calls", &ignored},
     };
     for (size_t i = 0; i < BASE_COUNT(fields); i++) {
         enum err_code code = field_bool(root, fields[i].key, fields[i].value, e);
@@ -278,7 +277,7 @@ enum err_code api_options_parse(const json_t *root, enum api_kind kind, struct a
     if (code == ERR_OK)
         code = parse_stream_options(root, &o, e);
     if (code == ERR_OK)
-        code = api_grammar_parse(root, &o.grammar, e);
+        code = api_grammar_parse(root, &o.form, &o.grammar, e);
     if (code == ERR_OK)
         code = field_text(root, "user", &user, e);
     if (code == ERR_OK && kind == API_COMPLETION)

@@ -61,16 +61,17 @@ struct render {
 static void render_init(struct render *r, const struct api_call *c, const struct guard *guard)
 {
     const struct api_messages *m = &c->messages;
-    *r = (struct render){.messages = json_incref(m->messages), .tools = json_incref(m->tools)};
-    if (!guard_touches(guard, m->messages) && !(m->tools && guard_touches(guard, m->tools)))
+    json_t *tools = c->tools.format->takes_tools ? c->tools.list : NULL;
+    *r = (struct render){.messages = json_incref(m->messages), .tools = json_incref(tools)};
+    if (!guard_touches(guard, m->messages) && !(tools && guard_touches(guard, tools)))
         return;
-    json_t *both = json_pack("[O,O*]", m->messages, m->tools);
+    json_t *both = json_pack("[O,O*]", m->messages, tools);
     guard_pick_mark(both, r->mark);
     json_decref(both);
     json_decref(r->messages);
     json_decref(r->tools);
     r->messages = guard_mark(guard, m->messages, r->mark);
-    r->tools = m->tools != NULL ? guard_mark(guard, m->tools, r->mark) : NULL;
+    r->tools = tools != NULL ? guard_mark(guard, tools, r->mark) : NULL;
     r->marked = true;
 }
 
@@ -180,6 +181,8 @@ static enum err_code render_and_encode(struct api_call *c, const struct server_e
     render_init(&r, c, serving->guard);
     enum err_code code = render_text(c, serving->template, &r, &text, e);
     if (code == ERR_OK)
+        api_tools_put_prefill(c, &text);
+    if (code == ERR_OK)
         code = check_length(c, text.len, e);
     if (code == ERR_OK)
         code = guard_encode(expert_tokenizer(c->expert), text.data != NULL ? text.data : "",
@@ -199,6 +202,7 @@ enum err_code api_chat_tokens(struct api_call *c, struct token_list *ret, struct
                              "the configuration, or use /v1/completions",
                              expert_info(c->expert)->name);
     put_system_first(c, serving->system);
+    tool_format_messages(c->tools.format, c->messages.messages, c->tools.list);
     enum err_code code = check_length(c, content_bytes(c->messages.messages), e);
     if (code == ERR_OK)
         code = render_and_encode(c, serving, ret, e);

@@ -133,19 +133,40 @@ static void put_logprobs(const struct api_call *c, const struct api_scored *s, s
         buf_puts(out, "null");
 }
 
+/* A call is the reason, wherever an answer ended by itself. */
+static const char *finish_name(enum request_finish finish, bool calls)
+{
+    return calls && finish == REQUEST_FINISH_STOP ? "tool_calls" : request_finish_name(finish);
+}
+
+/* Message or text of a choice as it came. Returns the characters of the echoed prompt. */
+static uint32_t put_text(const struct api_call *c, size_t prompt_idx,
+                         const struct request_choice *choice, uint32_t count, struct buf *out)
+{
+    buf_puts(out, c->kind == API_CHAT ? "\"message\":{\"role\":\"assistant\",\"content\":\""
+                                      : "\"text\":\"");
+    uint32_t chars = put_echo(c, prompt_idx, out);
+    for (uint32_t i = 0; i < count; i++)
+        json_put_escaped(out, choice->events[i].text, choice->events[i].text_len);
+    buf_puts(out, c->kind == API_CHAT ? "\",\"refusal\":null}" : "\"");
+    return chars;
+}
+
 static void put_choice(const struct api_call *c, size_t prompt_idx, uint32_t choice_idx,
                        uint32_t index, struct buf *out)
 {
     const struct request *r = c->requests[prompt_idx];
     const struct request_choice *choice = &r->choice[choice_idx];
     uint32_t count = request_events(choice);
-    buf_printf(out, "{\"index\":%u,%s", index,
-               c->kind == API_CHAT ? "\"message\":{\"role\":\"assistant\",\"content\":\""
-                                   : "\"text\":\"");
-    uint32_t chars = put_echo(c, prompt_idx, out);
-    for (uint32_t i = 0; i < count; i++)
-        json_put_escaped(out, choice->events[i].text, choice->events[i].text_len);
-    buf_puts(out, c->kind == API_CHAT ? "\",\"refusal\":null}" : "\"");
+    uint32_t chars = 0;
+    bool calls = false;
+    buf_printf(out, "{\"index\":%u,", index);
+    if (c->tools.list != NULL) {
+        buf_puts(out, "\"message\":");
+        calls = api_put_tool_message(c, choice, out);
+    } else {
+        chars = put_text(c, prompt_idx, choice, count, out);
+    }
     put_logprobs(c,
                  &(struct api_scored){.prompt = c->options.echo ? r : NULL,
                                       .prompt_idx = prompt_idx,
@@ -154,7 +175,7 @@ static void put_choice(const struct api_call *c, size_t prompt_idx, uint32_t cho
                                       .count = count},
                  out);
     buf_printf(out, ",\"finish_reason\":\"%s\"}",
-               request_finish_name(choice->events[count - 1].finish));
+               finish_name(choice->events[count - 1].finish, calls));
 }
 
 enum err_code api_call_render(struct api_call *c, struct buf *out, struct err *e)
@@ -237,13 +258,51 @@ static void put_text_chunk(struct api_call *c, const struct request_event *ev, u
     buf_puts(out, "}\n\n");
 }
 
-static void put_finish_chunk(struct api_call *c, enum request_finish finish, uint32_t index,
-                             bool last, struct buf *out)
+/* One chunk of a choice that may call functions. */
+struct tool_chunk {
+    struct api_call *call;
+    const struct request_event *ev; /* NULL = its log-probabilities were given already */
+    uint32_t index;
+    struct buf *out;
+};
+
+static void put_tool_chunk(void *ctx, const struct buf *delta)
+{
+    struct tool_chunk *t = ctx;
+    open_chunk(t->call, t->index, t->out);
+    buf_puts(t->out, ",\"delta\":");
+    buf_append(t->out, delta->data, delta->len);
+    if (t->ev != NULL)
+        put_logprobs(t->call, &(struct api_scored){.events = t->ev, .count = 1}, t->out);
+    else
+        buf_puts(t->out, ",\"logprobs\":null");
+    t->ev = NULL;
+    close_chunk(t->call, NULL, t->out);
+    buf_puts(t->out, "}\n\n");
+}
+
+/* An event of text that is held back has its log-probabilities in a chunk without any. */
+static void put_tool_chunks(struct api_call *c, struct api_cursor *cur,
+                            const struct request_event *ev, uint32_t index, struct buf *out)
+{
+    bool scored = c->options.want_logprobs && api_has_logprob(c, ev);
+    struct tool_chunk t = {.call = c, .ev = scored ? ev : NULL, .index = index, .out = out};
+    struct buf nothing = {0};
+    api_put_tool_deltas(c, cur, ev, put_tool_chunk, &t);
+    if (t.ev == NULL)
+        return;
+    buf_puts(&nothing, "{}");
+    put_tool_chunk(&t, &nothing);
+    buf_done(&nothing);
+}
+
+static void put_finish_chunk(struct api_call *c, const char *finish, uint32_t index, bool last,
+                             struct buf *out)
 {
     open_chunk(c, index, out);
     buf_puts(out, c->kind == API_CHAT ? ",\"delta\":{}" : ",\"text\":\"\"");
     buf_puts(out, ",\"logprobs\":null");
-    close_chunk(c, request_finish_name(finish), out);
+    close_chunk(c, finish, out);
     if (last && !c->options.include_usage)
         put_extras(c, out);
     buf_puts(out, "}\n\n");
@@ -288,7 +347,9 @@ static void put_new_events(struct api_call *c, size_t prompt_idx, uint32_t choic
         else if (!cur->opened && c->options.echo)
             cur->text_chars = put_echo_chunk(c, prompt_idx, index, out);
         cur->opened = true;
-        if (ev->text_len > 0 || (c->options.want_logprobs && api_has_logprob(c, ev)))
+        if (c->tools.list != NULL)
+            put_tool_chunks(c, cur, ev, index, out);
+        else if (ev->text_len > 0 || (c->options.want_logprobs && api_has_logprob(c, ev)))
             put_text_chunk(c, ev, index, cur->text_chars, out);
         cur->text_chars += api_count_chars(ev->text, ev->text_len);
         cur->finish = ev->finish;
@@ -316,7 +377,7 @@ static uint32_t put_finishes(struct api_call *c, bool done, bool *ret_error, str
             }
             if (owed == 1 && !done)
                 continue;
-            put_finish_chunk(c, cur->finish, index, owed == 1, out);
+            put_finish_chunk(c, finish_name(cur->finish, cur->calls > 0), index, owed == 1, out);
             cur->finish_sent = true;
             owed--;
         }

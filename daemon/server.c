@@ -148,6 +148,7 @@ static enum err_code open_serving(struct server *s, struct expert *ex, struct se
     to->template = expert_template(ex);
     to->guard = guard_of(s, expert_tokenizer(ex));
     to->context = expert_context(ex);
+    tool_format_probe(to->template, expert_tokenizer(ex), &to->tools);
     if (conf == NULL)
         return ERR_OK;
     to->priority = conf->priority;
@@ -160,6 +161,7 @@ static enum err_code open_serving(struct server *s, struct expert *ex, struct se
     if (read_template(conf->template_file, &to->template_own, e) != ERR_OK)
         return err_wrap(e, "template of expert '%s'", info->name);
     to->template = to->template_own;
+    tool_format_probe(to->template, expert_tokenizer(ex), &to->tools);
     return ERR_OK;
 }
 

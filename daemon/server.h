@@ -5,6 +5,7 @@
 #include "conf/conf.h"
 #include "daemon/engine.h"
 #include "daemon/stack.h"
+#include "daemon/tool_format.h"
 
 /* An expert as this server serves it: what the configuration says over what the store says. */
 struct server_expert {
@@ -12,6 +13,7 @@ struct server_expert {
     const char *system;             /* put first when the client sends none; "" = nothing */
     const struct chat_template *template; /* NULL = the model has none */
     struct chat_template *template_own;   /* read from the configuration's file; owned */
+    struct tool_format tools;       /* of calls, as the template has them */
     const struct guard *guard;      /* daemon/api_guard.h; shared by experts of one tokenizer */
     uint32_t context;               /* tokens */
     int32_t priority;

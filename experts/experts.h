@@ -245,6 +245,35 @@ enum err_code grammar_compile_schema(const char *json, size_t len, const char *p
                                      struct grammar **ret, struct err *e) BASE_NODISCARD;
 /* Any JSON object. */
 enum err_code grammar_compile_json_object(struct grammar **ret, struct err *e) BASE_NODISCARD;
+
+/* How a model writes calls of functions: marker open NAME middle ARGUMENTS end, and for one more: between
+ * again NAME middle ARGUMENTS end. Only open and between may be empty. */
+struct grammar_call_form {
+    const char *marker, *open, *middle, *end, *between, *again;
+    bool anchored;           /* the marker counts at the very beginning of an answer only */
+};
+struct grammar_tool {
+    const char *name;        /* letters, digits, '_' and '-' */
+    const char *schema;      /* JSON text of the arguments' schema; NULL = any object */
+    const char *param;       /* the request's field, for errors */
+    bool must_hold;          /* else a schema with an unsupported keyword is replaced by any object */
+};
+enum grammar_tools_start {
+    GRAMMAR_TOOLS_AT_TEXT,      /* any text may come before calls, or instead of them */
+    GRAMMAR_TOOLS_AT_NAME,      /* marker and open stand at the end of the prompt */
+    GRAMMAR_TOOLS_AT_ARGUMENTS, /* so do the name of tools[0] and middle */
+};
+struct grammar_tools {
+    const struct grammar_tool *tools;
+    size_t count;
+    const struct grammar_call_form *form;
+    enum grammar_tools_start start;
+    uint32_t calls_max;
+    bool answer_is_json;       /* AT_TEXT: an answer without a call is of answer_schema (NULL = any object) */
+    const char *answer_schema, *answer_param;
+};
+enum err_code grammar_compile_tools(const struct grammar_tools *opt, struct grammar **ret, struct err *e)
+    BASE_NODISCARD;
 struct grammar *grammar_ref(struct grammar *g); /* NULL is allowed */
 void grammar_unref(struct grammar **g);         /* sets NULL */
 

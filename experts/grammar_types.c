@@ -337,7 +337,8 @@ static enum err_code read_more(struct schema *s, json_t *schema, struct object_p
 {
     json_t *more = json_object_get(schema, "additionalProperties");
     p->more_rule = gb_json(&s->build, GJSON_VALUE);
-    p->more = more == NULL ? p->count == 0 : !json_is_false(more);
+    /* An object that nothing is said of is any object; `properties: {}` says that there are none. */
+    p->more = more == NULL ? json_object_get(schema, "properties") == NULL : !json_is_false(more);
     if (more == NULL || json_is_boolean(more))
         return ERR_OK;
     size_t path = schema_push(s, "additionalProperties");

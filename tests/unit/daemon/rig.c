@@ -40,6 +40,7 @@ static void open_serving(struct server *s)
                                                .template = expert_template(ex),
                                                .guard = s->guards[i].guard,
                                                .context = expert_context(ex)};
+        tool_format_probe(s->serving[i].template, expert_tokenizer(ex), &s->serving[i].tools);
     }
     s->guards_count = count;
 }
