@@ -107,7 +107,7 @@ static void look_into_store(const struct conf *c, struct plan *p)
     if (experts_list(store, &list, &p->experts, &p->store_error) == ERR_OK)
         experts_list_done(list, p->experts);
     uint64_t token_bytes = 0;
-    enum expert_kv_type kv = c->kv_type == CONF_KV_F32 ? EXPERT_KV_F32 : EXPERT_KV_F16;
+    enum expert_kv_type kv = stack_kv_type(c);
     if (experts_kv_token_bytes(store, kv, &token_bytes, &p->store_error) == ERR_OK)
         p->kv = token_bytes * STACK_KV_TOKENS;
     memtier_store_close(&store);

@@ -52,12 +52,17 @@ static enum rdu_exec exec_of(enum conf_exec x)
     return RDU_EXEC_FUSED;
 }
 
-static enum err_code kv_of(const struct conf *c, enum expert_kv_type *ret, struct err *e)
+enum expert_kv_type stack_kv_type(const struct conf *c)
 {
-    if (c->kv_type == CONF_KV_Q8_0)
-        return err_set_param(e, ERR_UNSUPPORTED, "kv.type", "q8_0 KV is not there yet: use f16 or f32");
-    *ret = c->kv_type == CONF_KV_F32 ? EXPERT_KV_F32 : EXPERT_KV_F16;
-    return ERR_OK;
+    switch (c->kv_type) {
+    case CONF_KV_Q8_0:
+        return EXPERT_KV_Q8_0;
+    case CONF_KV_F32:
+        return EXPERT_KV_F32;
+    case CONF_KV_F16:
+        break;
+    }
+    return EXPERT_KV_F16;
 }
 
 uint64_t stack_hbm_automatic(uint64_t store_bytes, uint64_t kv_bytes)
@@ -110,10 +115,8 @@ static enum err_code open_experts(const struct conf *c, struct stack *s, enum ex
 enum err_code stack_open(const struct conf *c, enum memtier_access access, struct stack *ret, struct err *e)
 {
     struct stack s = {.temporary = ret->temporary};
-    enum expert_kv_type kv = EXPERT_KV_F16;
-    enum err_code code = kv_of(c, &kv, e);
-    if (code == ERR_OK)
-        code = memtier_store_open(c->store_path, access, &s.store, e);
+    enum expert_kv_type kv = stack_kv_type(c);
+    enum err_code code = memtier_store_open(c->store_path, access, &s.store, e);
     if (code == ERR_OK)
         code = resolve_hbm(c, &s, kv, e);
     if (code == ERR_OK)

@@ -21,6 +21,8 @@ enum err_code stack_open(const struct conf *c, enum memtier_access access, struc
     BASE_NODISCARD;
 void stack_close(struct stack *s);
 
+enum expert_kv_type stack_kv_type(const struct conf *c);
+
 /* Tokens of KV that the automatic budget provides for, and the budget it comes to (whole MiB). */
 #define STACK_KV_TOKENS (8 * 4096)
 uint64_t stack_hbm_automatic(uint64_t store_bytes, uint64_t kv_bytes);

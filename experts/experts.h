@@ -169,7 +169,7 @@ enum err_code encoder_encode(struct encoder *n, const struct encoder_text *texts
 struct experts;
 struct expert;
 
-enum expert_kv_type { EXPERT_KV_F16, EXPERT_KV_F32 };
+enum expert_kv_type { EXPERT_KV_F16, EXPERT_KV_F32, EXPERT_KV_Q8_0 }; /* Q8_0 not with RDU_EXEC_INTERP */
 
 struct sampling {
     float temperature;        /* 0 = greedy */

@@ -1,12 +1,25 @@
 /* What the models of a store will ask of the memory, before any of them is opened. */
 #include <string.h>
 
-#include "experts/set.h"
+#include "experts/serve.h"
+
+enum rdu_kv_type kv_type_of(enum expert_kv_type type)
+{
+    switch (type) {
+    case EXPERT_KV_F32:
+        return RDU_KV_F32;
+    case EXPERT_KV_Q8_0:
+        return RDU_KV_Q8_0;
+    case EXPERT_KV_F16:
+        break;
+    }
+    return RDU_KV_F16;
+}
 
 enum err_code experts_kv_token_bytes(struct memtier_store *store, enum expert_kv_type type, uint64_t *ret,
                                      struct err *e)
 {
-    uint64_t most = 0, elem = type == EXPERT_KV_F16 ? 2 : 4;
+    uint64_t most = 0;
     for (size_t i = 0; i < memtier_store_objects(store); i++) {
         const struct memtier_object *o = memtier_store_object_at(store, i);
         struct set_meta *set = NULL;
@@ -17,7 +30,8 @@ enum err_code experts_kv_token_bytes(struct memtier_store *store, enum expert_kv
             return code;
         if (!set->is_adapter) {
             const struct model_shape *m = &set->shape;
-            most = BASE_MAX(most, 2 * elem * m->layers * m->kv_heads * m->head_dim);
+            uint64_t block = (uint64_t)m->layers * m->kv_heads * rdu_kv_block_bytes(kv_type_of(type), m->head_dim);
+            most = BASE_MAX(most, block / RDU_KV_BLOCK);
         }
         set_close(&set);
     }

@@ -376,6 +376,11 @@ enum err_code experts_open(const struct experts_options *opt, struct experts **r
             ex->base = NULL;
     }
     free(infos);
+    if (opt->kv_type == EXPERT_KV_Q8_0 && opt->exec == RDU_EXEC_INTERP) {
+        experts_close(&x);
+        return err_set_param(e, ERR_UNSUPPORTED, "kv.type", "q8_0 KV is stored by kernels: rdu.exec interp has "
+                             "none, use fused or unfused, or f16 or f32 KV");
+    }
     x->kv = kv_open(x->opt.memtier, x->opt.kv_page_tokens);
     code = steps_open(x, e);
     if (code != ERR_OK) {

@@ -12,8 +12,8 @@ static size_t page_bytes_of(const struct experts *x, const struct expert *ex)
 {
     uint32_t kv_heads, head_dim;
     rdu_program_kv(ex->base->program, &kv_heads, &head_dim);
-    enum rdu_kv_type type = x->opt.kv_type == EXPERT_KV_F16 ? RDU_KV_F16 : RDU_KV_F32;
-    return rdu_kv_page_bytes(type, ex->base->set->shape.layers, kv_heads, head_dim, x->opt.kv_page_tokens);
+    return rdu_kv_page_bytes(kv_type_of(x->opt.kv_type), ex->base->set->shape.layers, kv_heads, head_dim,
+                             x->opt.kv_page_tokens);
 }
 
 static uint32_t pages_for(const struct experts *x, size_t tokens)

@@ -119,6 +119,9 @@ struct sequence {
     struct sampler_scratch *scratch; /* shared by the owner's sequences */
 };
 
+/* measure.c */
+enum rdu_kv_type kv_type_of(enum expert_kv_type type);
+
 /* sequence.c: pages for the next n tokens, all or none: ERR_BUSY. */
 enum err_code sequence_grow(struct sequence *s, uint32_t n, struct err *e) BASE_NODISCARD;
 /* n more tokens have been run. */

@@ -262,7 +262,7 @@ static void fill_args(struct expert_step *s)
         .n_tokens = s->n_tokens, .n_outs = s->n_outs, .n_layers = b->set->shape.layers,
         .tokens = s->tokens, .pos = s->pos, .seq = s->seq_idx, .kv_pages = s->kv_pages,
         .kv_page_tokens = x->opt.kv_page_tokens,
-        .kv_type = x->opt.kv_type == EXPERT_KV_F16 ? RDU_KV_F16 : RDU_KV_F32,
+        .kv_type = kv_type_of(x->opt.kv_type),
         .outs = s->outs, .globals = b->globals, .layers = b->layers, .window = b->window,
         .groups = s->groups, .groups_count = s->groups_count,
         .x = s->x, .logits = x->logits, .logits_stride = s->logits_stride};

@@ -180,7 +180,10 @@ struct rdu_token_group {
  * block covers RDU_KV_BLOCK positions: K as [head_dim][RDU_KV_BLOCK], then V as
  * [RDU_KV_BLOCK][head_dim], elements of kv_type. */
 #define RDU_KV_BLOCK 32
-enum rdu_kv_type { RDU_KV_F16, RDU_KV_F32 };
+enum rdu_kv_type { RDU_KV_F16, RDU_KV_F32, RDU_KV_Q8_0, RDU_KV_TYPES };
+/* Of one block of one kv head: keys and values, then for Q8_0 (int8 elements) their scales as f16, one per
+ * position and run of 32 dimensions: K's as [run][RDU_KV_BLOCK], V's as [RDU_KV_BLOCK][run]. */
+size_t rdu_kv_block_bytes(enum rdu_kv_type type, uint32_t head_dim);
 size_t rdu_kv_page_bytes(enum rdu_kv_type type, uint32_t layers, uint32_t kv_heads, uint32_t head_dim,
                          uint32_t page_tokens);
 

@@ -47,8 +47,8 @@ struct rdu_kernels {
     const char *isa;
     rdu_mm_q8_fn *mm_q8[RDU_TYPES];   /* types without an int8 form have NULL: use mm_f32 */
     rdu_mm_f32_fn *mm_f32[RDU_TYPES];
-    rdu_attn_fn *attn[2];             /* by enum rdu_kv_type */
-    rdu_attn_tile_fn *attn_tile[2];
+    rdu_attn_fn *attn[RDU_KV_TYPES];  /* by enum rdu_kv_type */
+    rdu_attn_tile_fn *attn_tile[RDU_KV_TYPES];
     /* One row each. n in elements. */
     void (*rms_norm)(const float *x, const float *w, float eps, uint32_t n, float *y);
     /* q padded to a multiple of 32 with zeros; d, s [ceil(n/32)] */
@@ -65,7 +65,7 @@ struct rdu_kernels {
     void (*rope)(float *x, const float *c, const float *s, uint32_t heads, uint32_t head_dim,
                  uint32_t rot, enum rdu_rope style);
     /* One token's k and v [head_dim] of one kv head into slot (0..31) of a block. */
-    void (*kv_store[2])(void *block, uint32_t slot, uint32_t head_dim, const float *k, const float *v);
+    void (*kv_store[RDU_KV_TYPES])(void *block, uint32_t slot, uint32_t head_dim, const float *k, const float *v);
     /* Row `row` of a packed matrix to f32. */
     void (*unpack_row)(enum rdu_type type, const void *w, uint32_t row, uint32_t cols, float *y);
     /* Largest element and its index (the lowest on ties); NaN never wins. n >= 1. */

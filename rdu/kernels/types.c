@@ -170,3 +170,11 @@ enum err_code rdu_quantize_row(enum rdu_type type, const float *src, void *dst, 
     quant_fns[type](src, dst, cols / infos[type].block_elems);
     return ERR_OK;
 }
+
+size_t rdu_kv_block_bytes(enum rdu_kv_type type, uint32_t head_dim)
+{
+    size_t elems = (size_t)2 * RDU_KV_BLOCK * head_dim;
+    if (type == RDU_KV_Q8_0)
+        return elems + (size_t)2 * RDU_KV_BLOCK * ((head_dim + 31) / 32) * sizeof(uint16_t);
+    return elems * (type == RDU_KV_F16 ? 2 : 4);
+}

@@ -467,16 +467,11 @@ static void run_elementwise(struct run *r, const struct rdu_launch *l)
 
 /* ---- KV and attention ---------------------------------------------------------------------------------------- */
 
-static size_t kv_elem_bytes(const struct run *r)
-{
-    return r->a->kv_type == RDU_KV_F16 ? 2 : 4;
-}
-
 /* The block that holds position `pos` of a kv head, for token t's sequence. */
 static void *kv_block(const struct run *r, uint32_t t, uint32_t pos, uint32_t kv_head)
 {
     uint32_t page_tokens = r->a->kv_page_tokens;
-    size_t block_bytes = 2u * RDU_KV_BLOCK * r->p->head_dim * kv_elem_bytes(r);
+    size_t block_bytes = rdu_kv_block_bytes(r->a->kv_type, r->p->head_dim);
     size_t blocks = page_tokens / RDU_KV_BLOCK;
     char *page = r->a->kv_pages[r->a->seq[t]][pos / page_tokens];
     size_t idx = ((size_t)r->layer * r->p->kv_heads + kv_head) * blocks + pos % page_tokens / RDU_KV_BLOCK;

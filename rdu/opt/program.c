@@ -191,7 +191,6 @@ size_t rdu_program_scratch(const struct rdu_program *p, uint32_t n_tokens, uint3
 size_t rdu_kv_page_bytes(enum rdu_kv_type type, uint32_t layers, uint32_t kv_heads,
                          uint32_t head_dim, uint32_t page_tokens)
 {
-    size_t bytes = type == RDU_KV_F16 ? 2 : 4;
     size_t blocks = (page_tokens + RDU_KV_BLOCK - 1) / RDU_KV_BLOCK;
-    return (size_t)layers * kv_heads * blocks * 2 * RDU_KV_BLOCK * head_dim * bytes;
+    return (size_t)layers * kv_heads * blocks * rdu_kv_block_bytes(type, head_dim);
 }

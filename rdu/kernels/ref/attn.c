@@ -2,13 +2,36 @@
 #include "rdu/kernels/ref/ref.h"
 
 #include "rdu/kernels/half.h"
+#include "rdu/kernels/pack.h"
 
 #include <math.h>
 
-static float kv_load(enum rdu_kv_type type, const void *block, size_t index)
+/* Element (t, d) of the keys of a block, as it was stored. */
+static float load_key(enum rdu_kv_type type, const void *block, uint32_t n, uint32_t t, uint32_t d)
 {
-    return type == RDU_KV_F32 ? ((const float *)block)[index]
-                              : rdu_half_load(((const uint16_t *)block)[index]);
+    size_t at = (size_t)d * RDU_KV_BLOCK + t;
+    if (type == RDU_KV_F32)
+        return ((const float *)block)[at];
+    if (type == RDU_KV_F16)
+        return rdu_half_load(((const uint16_t *)block)[at]);
+    const int8_t *q = block;
+    const uint16_t *scale = (const uint16_t *)(const void *)(q + (size_t)2 * RDU_KV_BLOCK * n);
+    return rdu_half_load(scale[(size_t)(d / RDU_RUN) * RDU_KV_BLOCK + t]) * (float)q[at];
+}
+
+/* The same of the values, which follow. */
+static float load_value(enum rdu_kv_type type, const void *block, uint32_t n, uint32_t t,
+                        uint32_t d)
+{
+    size_t at = (size_t)RDU_KV_BLOCK * n + (size_t)t * n + d;
+    if (type == RDU_KV_F32)
+        return ((const float *)block)[at];
+    if (type == RDU_KV_F16)
+        return rdu_half_load(((const uint16_t *)block)[at]);
+    const int8_t *q = block;
+    const uint16_t *scale = (const uint16_t *)(const void *)(q + (size_t)2 * RDU_KV_BLOCK * n);
+    size_t runs = (n + RDU_RUN - 1) / RDU_RUN;
+    return rdu_half_load(scale[(RDU_KV_BLOCK + t) * runs + d / RDU_RUN]) * (float)q[at];
 }
 
 /* Scores of the visible slots [from, to) of one block; returns their maximum. */
@@ -19,7 +42,7 @@ static float block_scores(enum rdu_kv_type type, const struct rdu_attn_args *a, 
     for (uint32_t t = from; t < to; t++) {
         float sum = 0;
         for (uint32_t d = 0; d < a->head_dim; d++)
-            sum = __builtin_fmaf(q[d], kv_load(type, block, d * RDU_KV_BLOCK + t), sum);
+            sum = __builtin_fmaf(q[d], load_key(type, block, a->head_dim, t, d), sum);
         sum = sum * a->scale;
         if (a->softcap != 0.0f)
             sum = a->softcap * rdu_tanhf(sum / a->softcap);
@@ -56,11 +79,10 @@ static void attend_block(enum rdu_kv_type type, const struct rdu_attn_args *a, u
     float keep = m == -INFINITY ? 0.0f : rdu_expf(m - max), take = rdu_expf(m_c - max);
     a->l[head] = __builtin_fmaf(a->l[head], keep, l_c * take);
     a->m[head] = max;
-    size_t v = (size_t)RDU_KV_BLOCK * n; /* the values follow the keys */
     for (uint32_t d = 0; d < n; d++) {
         float sum = 0;
         for (uint32_t t = from; t < to; t++)
-            sum = __builtin_fmaf(p[t], kv_load(type, block, v + (size_t)t * n + d), sum);
+            sum = __builtin_fmaf(p[t], load_value(type, block, n, t, d), sum);
         o[d] = __builtin_fmaf(o[d], keep, sum * take);
     }
 }
@@ -86,6 +108,11 @@ static void attn_f32(const struct rdu_attn_args *a)
     attn(RDU_KV_F32, a);
 }
 
+static void attn_q8_0(const struct rdu_attn_args *a)
+{
+    attn(RDU_KV_Q8_0, a);
+}
+
 static void attn_tile_f16(const struct rdu_attn_args *a, uint32_t count)
 {
     for (uint32_t i = 0; i < count; i++)
@@ -96,6 +123,12 @@ static void attn_tile_f32(const struct rdu_attn_args *a, uint32_t count)
 {
     for (uint32_t i = 0; i < count; i++)
         attn(RDU_KV_F32, &a[i]);
+}
+
+static void attn_tile_q8_0(const struct rdu_attn_args *a, uint32_t count)
+{
+    for (uint32_t i = 0; i < count; i++)
+        attn(RDU_KV_Q8_0, &a[i]);
 }
 
 static void kv_store_f16(void *block, uint32_t slot, uint32_t head_dim, const float *k,
@@ -118,12 +151,48 @@ static void kv_store_f32(void *block, uint32_t slot, uint32_t head_dim, const fl
     }
 }
 
+/* One run of at most 32 dimensions to int8 elements `step` apart; returns their scale. */
+static uint16_t store_run(const float *x, uint32_t n, int8_t *q, size_t step)
+{
+    float amax = 0;
+    for (uint32_t i = 0; i < n; i++)
+        amax = fabsf(x[i]) > amax ? fabsf(x[i]) : amax;
+    float d = amax / 127.0f;
+    uint16_t scale = rdu_half_store(d < 65504.0f ? d : 65504.0f);
+    float stored = rdu_half_load(scale), inverse = stored > 0.0f ? 1.0f / stored : 0.0f;
+    for (uint32_t i = 0; i < n; i++) {
+        float v = rintf(x[i] * inverse);
+        v = v > 127.0f ? 127.0f : v < -127.0f ? -127.0f : v;
+        q[i * step] = isnan(v) ? 0 : (int8_t)v;
+    }
+    return scale;
+}
+
+static void kv_store_q8_0(void *block, uint32_t slot, uint32_t head_dim, const float *k,
+                          const float *v)
+{
+    int8_t *keys = block, *values = keys + (size_t)head_dim * RDU_KV_BLOCK;
+    uint16_t *k_scale = (uint16_t *)(void *)(values + (size_t)head_dim * RDU_KV_BLOCK);
+    size_t runs = (head_dim + RDU_RUN - 1) / RDU_RUN;
+    uint16_t *v_scale = k_scale + RDU_KV_BLOCK * runs;
+    for (uint32_t d = 0; d < head_dim; d += RDU_RUN) {
+        uint32_t n = BASE_MIN(head_dim - d, (uint32_t)RDU_RUN), run = d / RDU_RUN;
+        k_scale[(size_t)run * RDU_KV_BLOCK + slot] =
+            store_run(k + d, n, keys + (size_t)d * RDU_KV_BLOCK + slot, RDU_KV_BLOCK);
+        v_scale[(size_t)slot * runs + run] =
+            store_run(v + d, n, values + (size_t)slot * head_dim + d, 1);
+    }
+}
+
 void REF(rdu_ref_attn)(struct rdu_kernels *k)
 {
     k->attn[RDU_KV_F16] = attn_f16;
     k->attn[RDU_KV_F32] = attn_f32;
+    k->attn[RDU_KV_Q8_0] = attn_q8_0;
     k->attn_tile[RDU_KV_F16] = attn_tile_f16;
     k->attn_tile[RDU_KV_F32] = attn_tile_f32;
+    k->attn_tile[RDU_KV_Q8_0] = attn_tile_q8_0;
     k->kv_store[RDU_KV_F16] = kv_store_f16;
     k->kv_store[RDU_KV_F32] = kv_store_f32;
+    k->kv_store[RDU_KV_Q8_0] = kv_store_q8_0;
 }

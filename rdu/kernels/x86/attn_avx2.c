@@ -81,8 +81,11 @@ X86_INLINE vec vec_visible(vec v, vec fill, unsigned base, uint32_t from, uint32
     return _mm256_blendv_ps(fill, v, _mm256_castsi256_ps(_mm256_andnot_si256(before, inside)));
 }
 
+/* Q8_0: without its scale. */
 X86_INLINE vec load_kv(enum rdu_kv_type type, const uint8_t *p)
 {
+    if (type == RDU_KV_Q8_0)
+        return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p)));
     return type == RDU_KV_F32 ? _mm256_loadu_ps((const float *)p)
                               : _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p));
 }
@@ -90,6 +93,8 @@ X86_INLINE vec load_kv(enum rdu_kv_type type, const uint8_t *p)
 X86_INLINE float load_one(enum rdu_kv_type type, const uint8_t *p)
 {
     float f;
+    if (type == RDU_KV_Q8_0)
+        return *(const int8_t *)p;
     if (type == RDU_KV_F16)
         return _cvtsh_ss(*(const uint16_t *)(const void *)p);
     memcpy(&f, p, sizeof f);
@@ -158,6 +163,11 @@ static void attn_f32(const struct rdu_attn_args *a)
     attn(RDU_KV_F32, a, 1);
 }
 
+static void attn_q8_0(const struct rdu_attn_args *a)
+{
+    attn(RDU_KV_Q8_0, a, 1);
+}
+
 static void kv_store_f16(void *block, uint32_t slot, uint32_t head_dim, const float *k,
                          const float *v)
 {
@@ -181,7 +191,9 @@ void rdu_x86_attn_avx2(struct rdu_kernels *k)
 {
     k->attn[RDU_KV_F16] = attn_f16;
     k->attn[RDU_KV_F32] = attn_f32;
+    k->attn[RDU_KV_Q8_0] = attn_q8_0;
     k->attn_tile[RDU_KV_F16] = attn_tile_f16;
     k->attn_tile[RDU_KV_F32] = attn_tile_f32;
+    k->attn_tile[RDU_KV_Q8_0] = attn_tile_q8_0;
     k->kv_store[RDU_KV_F16] = kv_store_f16;
 }

@@ -82,8 +82,11 @@ X86_INLINE vec vec_visible(vec v, vec fill, unsigned base, uint32_t from, uint32
     return _mm512_mask_blend_ps((__mmask16)(visible >> base), fill, v);
 }
 
+/* Q8_0: without its scale. */
 X86_INLINE vec load_kv(enum rdu_kv_type type, const uint8_t *p)
 {
+    if (type == RDU_KV_Q8_0)
+        return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p)));
     return type == RDU_KV_F32 ? _mm512_loadu_ps(p)
                               : _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
 }
@@ -91,6 +94,8 @@ X86_INLINE vec load_kv(enum rdu_kv_type type, const uint8_t *p)
 X86_INLINE float load_one(enum rdu_kv_type type, const uint8_t *p)
 {
     float f;
+    if (type == RDU_KV_Q8_0)
+        return *(const int8_t *)p;
     if (type == RDU_KV_F16)
         return _cvtsh_ss(*(const uint16_t *)(const void *)p);
     memcpy(&f, p, sizeof f);
@@ -148,4 +153,5 @@ void rdu_x86_attn_avx512(struct rdu_kernels *k)
 {
     k->attn_tile[RDU_KV_F16] = attn_tile_f16;
     k->attn_tile[RDU_KV_F32] = attn_tile_f32;
+    k->attn_tile[RDU_KV_Q8_0] = attn_tile_q8_0;
 }

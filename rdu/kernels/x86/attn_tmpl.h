@@ -41,7 +41,39 @@ struct piece {
 
 X86_INLINE size_t kv_bytes(enum rdu_kv_type type)
 {
-    return type == RDU_KV_F32 ? 4 : 2;
+    return type == RDU_KV_F32 ? 4 : type == RDU_KV_F16 ? 2 : 1;
+}
+
+/* Dimensions that share the scales of Q8_0. */
+#define KV_RUN 32
+
+/* Scales of the keys of run `run`, 32 positions; `block` is the whole block. */
+X86_INLINE const uint8_t *key_scales(const uint8_t *block, uint32_t head_dim, uint32_t run)
+{
+    return block + (size_t)2 * RDU_KV_BLOCK * head_dim +
+           (size_t)run * RDU_KV_BLOCK * sizeof(uint16_t);
+}
+
+/* Scales of the values of position t, one per run; `v` are the values of the block. */
+X86_INLINE const uint8_t *value_scales(const uint8_t *v, uint32_t head_dim, uint32_t t)
+{
+    size_t runs = (head_dim + KV_RUN - 1) / KV_RUN;
+    return v + (size_t)RDU_KV_BLOCK * head_dim + (RDU_KV_BLOCK + t) * runs * sizeof(uint16_t);
+}
+
+X86_INLINE vec load_keys(enum rdu_kv_type type, const uint8_t *p, vec scale)
+{
+    return type == RDU_KV_Q8_0 ? vec_mul(scale, load_kv(type, p)) : load_kv(type, p);
+}
+
+/* A vector of values from dimension `dim` on: p points at them, `scales` as above. */
+X86_INLINE vec load_values(enum rdu_kv_type type, const uint8_t *p, const uint8_t *scales,
+                           uint32_t dim)
+{
+    if (type != RDU_KV_Q8_0)
+        return load_kv(type, p);
+    return vec_mul(vec_set1(load_one(RDU_KV_F16, scales + dim / KV_RUN * sizeof(uint16_t))),
+                   load_kv(type, p));
 }
 
 X86_INLINE struct range visible_slots(const struct row *r, uint32_t block)
@@ -76,31 +108,45 @@ X86_INLINE void scores_part(enum rdu_kv_type type, const unsigned R, const unsig
                 acc[b][r][v] = vec_zero();
         }
     }
-    for (uint32_t d = 0; d < head_dim; d++) {
-        /* The fewer operands wait in registers, the others pass through one. */
-        if (R < B * V) {
-            vec in[ROWS_MAX];
-            X86_UNROLL
-            for (unsigned r = 0; r < R; r++)
-                in[r] = vec_set1(q[r][d]);
-            X86_UNROLL
-            for (unsigned i = 0; i < B * V; i++) {
-                vec k = load_kv(type, keys[i / V] + d * line + i % V * step);
+    /* Scales change from run to run; types without are one run. */
+    const uint32_t run = type == RDU_KV_Q8_0 ? KV_RUN : head_dim;
+    for (uint32_t from = 0; from < head_dim; from += run) {
+        const uint32_t to = BASE_MIN(head_dim, from + run);
+        vec scale[BLOCKS_MAX * VECS];
+        X86_UNROLL
+        for (unsigned i = 0; i < B * V; i++) {
+            if (type == RDU_KV_Q8_0)
+                scale[i] = load_kv(RDU_KV_F16, key_scales(blocks[i / V], head_dim, from / KV_RUN) +
+                                                   (v0 + i % V) * VEC * sizeof(uint16_t));
+            else
+                scale[i] = vec_zero();
+        }
+        for (uint32_t d = from; d < to; d++) {
+            /* The fewer operands wait in registers, the others pass through one. */
+            if (R < B * V) {
+                vec in[ROWS_MAX];
                 X86_UNROLL
                 for (unsigned r = 0; r < R; r++)
-                    acc[i / V][r][i % V] = vec_fma(in[r], k, acc[i / V][r][i % V]);
-            }
-        } else {
-            vec k[BLOCKS_MAX * VECS];
-            X86_UNROLL
-            for (unsigned i = 0; i < B * V; i++)
-                k[i] = load_kv(type, keys[i / V] + d * line + i % V * step);
-            X86_UNROLL
-            for (unsigned r = 0; r < R; r++) {
-                vec in = vec_set1(q[r][d]);
+                    in[r] = vec_set1(q[r][d]);
+                X86_UNROLL
+                for (unsigned i = 0; i < B * V; i++) {
+                    vec k = load_keys(type, keys[i / V] + d * line + i % V * step, scale[i]);
+                    X86_UNROLL
+                    for (unsigned r = 0; r < R; r++)
+                        acc[i / V][r][i % V] = vec_fma(in[r], k, acc[i / V][r][i % V]);
+                }
+            } else {
+                vec k[BLOCKS_MAX * VECS];
                 X86_UNROLL
                 for (unsigned i = 0; i < B * V; i++)
-                    acc[i / V][r][i % V] = vec_fma(in, k[i], acc[i / V][r][i % V]);
+                    k[i] = load_keys(type, keys[i / V] + d * line + i % V * step, scale[i]);
+                X86_UNROLL
+                for (unsigned r = 0; r < R; r++) {
+                    vec in = vec_set1(q[r][d]);
+                    X86_UNROLL
+                    for (unsigned i = 0; i < B * V; i++)
+                        acc[i / V][r][i % V] = vec_fma(in, k[i], acc[i / V][r][i % V]);
+                }
             }
         }
     }
@@ -193,7 +239,7 @@ X86_INLINE void weigh(const unsigned R, const struct rdu_attn_args *a, const str
 /* acc += p v for one position that all R rows see. */
 X86_INLINE void add_position(enum rdu_kv_type type, const unsigned R, const unsigned D,
                              const struct piece *piece, uint32_t t, const uint8_t *v,
-                             vec (*acc)[VALUE_VECS_MAX])
+                             const uint8_t *scales, uint32_t dim, vec (*acc)[VALUE_VECS_MAX])
 {
     const size_t step = VEC * kv_bytes(type);
     if (R < D) {
@@ -203,7 +249,7 @@ X86_INLINE void add_position(enum rdu_kv_type type, const unsigned R, const unsi
             p[r] = vec_set1(piece->p[r][t]);
         X86_UNROLL
         for (unsigned d = 0; d < D; d++) {
-            vec in = load_kv(type, v + d * step);
+            vec in = load_values(type, v + d * step, scales, dim + d * VEC);
             X86_UNROLL
             for (unsigned r = 0; r < R; r++)
                 acc[r][d] = vec_fma(p[r], in, acc[r][d]);
@@ -212,7 +258,7 @@ X86_INLINE void add_position(enum rdu_kv_type type, const unsigned R, const unsi
         vec in[VALUE_VECS_MAX];
         X86_UNROLL
         for (unsigned d = 0; d < D; d++)
-            in[d] = load_kv(type, v + d * step);
+            in[d] = load_values(type, v + d * step, scales, dim + d * VEC);
         X86_UNROLL
         for (unsigned r = 0; r < R; r++) {
             vec p = vec_set1(piece->p[r][t]);
@@ -241,7 +287,7 @@ X86_INLINE void values(enum rdu_kv_type type, const unsigned R, const unsigned D
     while (t < piece->any.to) {
         for (; t >= piece->common.from && t < piece->common.to; t++) {
             const uint8_t *at = v + ((size_t)t * head_dim + dim) * kv_bytes(type);
-            add_position(type, R, D, piece, t, at, acc);
+            add_position(type, R, D, piece, t, at, value_scales(v, head_dim, t), dim, acc);
         }
         if (t >= piece->any.to)
             break;
@@ -252,8 +298,10 @@ X86_INLINE void values(enum rdu_kv_type type, const unsigned R, const unsigned D
                 continue;
             X86_UNROLL
             for (unsigned d = 0; d < D; d++)
-                acc[r][d] =
-                    vec_fma(vec_set1(piece->p[r][t]), load_kv(type, at + d * step), acc[r][d]);
+                acc[r][d] = vec_fma(
+                    vec_set1(piece->p[r][t]),
+                    load_values(type, at + d * step, value_scales(v, head_dim, t), dim + d * VEC),
+                    acc[r][d]);
         }
         t++;
     }
@@ -280,6 +328,10 @@ static void values_tail(enum rdu_kv_type type, unsigned count, const struct piec
             float sum = 0, *o = rows[r].o + d;
             for (uint32_t t = visible.from; t < visible.to; t++) {
                 float x = load_one(type, v + ((size_t)t * head_dim + d) * kv_bytes(type));
+                if (type == RDU_KV_Q8_0)
+                    x = load_one(RDU_KV_F16,
+                                 value_scales(v, head_dim, t) + d / KV_RUN * sizeof(uint16_t)) *
+                        x;
                 sum = __builtin_fmaf(piece->p[r][t], x, sum);
             }
             *o = __builtin_fmaf(*o, piece->keep[r], sum * piece->take[r]);
@@ -346,13 +398,19 @@ DEFINE_LOOPS(f16_3, RDU_KV_F16, 3)
 DEFINE_LOOPS(f16_4, RDU_KV_F16, 4)
 DEFINE_LOOPS(f16_6, RDU_KV_F16, 6)
 DEFINE_LOOPS(f32_1, RDU_KV_F32, 1)
+DEFINE_LOOPS(q8_0_1, RDU_KV_Q8_0, 1)
 DEFINE_LOOPS(f32_2, RDU_KV_F32, 2)
+DEFINE_LOOPS(q8_0_2, RDU_KV_Q8_0, 2)
 DEFINE_LOOPS(f32_3, RDU_KV_F32, 3)
+DEFINE_LOOPS(q8_0_3, RDU_KV_Q8_0, 3)
 DEFINE_LOOPS(f32_4, RDU_KV_F32, 4)
+DEFINE_LOOPS(q8_0_4, RDU_KV_Q8_0, 4)
 DEFINE_LOOPS(f32_6, RDU_KV_F32, 6)
+DEFINE_LOOPS(q8_0_6, RDU_KV_Q8_0, 6)
 #if ROWS_MAX >= 8
 DEFINE_LOOPS(f16_8, RDU_KV_F16, 8)
 DEFINE_LOOPS(f32_8, RDU_KV_F32, 8)
+DEFINE_LOOPS(q8_0_8, RDU_KV_Q8_0, 8)
 #endif
 
 /* R rows over blocks [block_from, block_to). Blocks that no row sees are not touched. */
@@ -399,8 +457,10 @@ static inline unsigned batch_rows(unsigned left)
     do {                                                                                           \
         if (type == RDU_KV_F16)                                                                    \
             attend(R, scores_f16_##R, values_f16_##R, a, rows, block_from, block_to);              \
-        else                                                                                       \
+        else if (type == RDU_KV_F32)                                                               \
             attend(R, scores_f32_##R, values_f32_##R, a, rows, block_from, block_to);              \
+        else                                                                                       \
+            attend(R, scores_q8_0_##R, values_q8_0_##R, a, rows, block_from, block_to);            \
     } while (0)
 
 static void attend_batch(enum rdu_kv_type type, unsigned n, const struct rdu_attn_args *a,
@@ -455,4 +515,9 @@ static void attn_tile_f16(const struct rdu_attn_args *a, uint32_t count)
 static void attn_tile_f32(const struct rdu_attn_args *a, uint32_t count)
 {
     attn(RDU_KV_F32, a, count);
+}
+
+static void attn_tile_q8_0(const struct rdu_attn_args *a, uint32_t count)
+{
+    attn(RDU_KV_Q8_0, a, count);
 }

@@ -17,7 +17,7 @@ struct context {
 
 static size_t block_bytes(const struct setup *s)
 {
-    return 2 * (size_t)RDU_KV_BLOCK * s->head_dim * (s->type == RDU_KV_F32 ? 4 : 2);
+    return rdu_kv_block_bytes(s->type, s->head_dim);
 }
 
 /* Only visible positions are written; the rest of each block is NaN or infinity. */
@@ -132,7 +132,7 @@ static struct setup random_setup(struct rng *r)
 {
     static const uint32_t dims[] = {1, 7, 8, 16, 24, 40, 64, 72, 80, 96, 128, 131, 256};
     struct setup s = {
-        .type = rng_below(r, 2) ? RDU_KV_F32 : RDU_KV_F16,
+        .type = (enum rdu_kv_type)rng_below(r, RDU_KV_TYPES),
         .heads = 1 + (uint32_t)rng_below(r, 9),
         .head_dim = dims[rng_below(r, BASE_COUNT(dims))],
         .blocks = 1 + (uint32_t)rng_below(r, 11),
@@ -267,9 +267,18 @@ static void a_tile_of_tokens_gives_the_bits_of_single_tokens(void **state)
     }
 }
 
-static double stored(enum rdu_kv_type type, float v)
+/* As it was stored: element d of n. */
+static double stored(enum rdu_kv_type type, const float *x, uint32_t n, uint32_t d)
 {
-    return (double)(type == RDU_KV_F32 ? v : rdu_f16_to_f32(rdu_f32_to_f16(v)));
+    if (type == RDU_KV_F32)
+        return (double)x[d];
+    if (type == RDU_KV_F16)
+        return (double)rdu_f16_to_f32(rdu_f32_to_f16(x[d]));
+    float amax = 0;
+    for (uint32_t i = d / 32 * 32; i < BASE_MIN(n, d / 32 * 32 + 32); i++)
+        amax = fmaxf(amax, fabsf(x[i]));
+    float scale = rdu_f16_to_f32(rdu_f32_to_f16(amax / 127.0f));
+    return scale > 0 ? (double)scale * (double)rintf(x[d] * (1.0f / scale)) : 0;
 }
 
 /* Softmax attention in double; fills o [head_dim]. */
@@ -280,7 +289,7 @@ static void oracle(const struct context *c, uint32_t head, double *p, double *o)
     for (uint32_t t = c->s.pos_from; t < c->s.pos_to; t++) {
         double s = 0;
         for (uint32_t d = 0; d < n; d++)
-            s += (double)c->q[(size_t)head * n + d] * stored(c->s.type, c->k[(size_t)t * n + d]);
+            s += (double)c->q[(size_t)head * n + d] * stored(c->s.type, c->k + (size_t)t * n, n, d);
         s *= 0.125;
         if (c->s.softcap != 0.0f)
             s = (double)c->s.softcap * tanh(s / (double)c->s.softcap);
@@ -292,7 +301,7 @@ static void oracle(const struct context *c, uint32_t head, double *p, double *o)
     for (uint32_t d = 0; d < n; d++) {
         o[d] = 0;
         for (uint32_t t = c->s.pos_from; t < c->s.pos_to; t++)
-            o[d] += p[t] / sum * stored(c->s.type, c->v[(size_t)t * n + d]);
+            o[d] += p[t] / sum * stored(c->s.type, c->v + (size_t)t * n, n, d);
     }
 }
 
@@ -395,6 +404,38 @@ static void storing_writes_one_slot_and_rounds(void **state)
     }
 }
 
+static void eight_bits_are_within_half_a_step(void **state)
+{
+    struct util_tables *t = *state;
+    struct rng r;
+    rng_init(&r, util_seed() + 26);
+    for (uint32_t n = 1; n < 100; n += 7) {
+        float k[100], v[100];
+        int8_t *block = mem_alloc(rdu_kv_block_bytes(RDU_KV_Q8_0, n));
+        const uint16_t *k_scale = (const uint16_t *)(void *)(block + 64 * (size_t)n);
+        for (uint32_t i = 0; i < n; i++) {
+            k[i] = util_wide(&r);
+            v[i] = i == n / 2 ? NAN : 1e30f;
+        }
+        uint32_t slot = (uint32_t)rng_below(&r, RDU_KV_BLOCK);
+        for (unsigned i = 0; i < t->count; i++) {
+            t->k[i].kv_store[RDU_KV_Q8_0](block, slot, n, k, v);
+            for (uint32_t d = 0; d < n; d++) {
+                float amax = 0;
+                for (uint32_t x = d / 32 * 32; x < BASE_MIN(n, d / 32 * 32 + 32); x++)
+                    amax = fmaxf(amax, fabsf(k[x]));
+                float scale = rdu_f16_to_f32(k_scale[d / 32 * 32 + slot]);
+                float got = scale * (float)block[d * 32 + slot];
+                /* Half a step, half an ulp of f16 over 127 steps, and what f16 cannot show. */
+                assert_true(fabsf(got - k[d]) <= amax * (0.51f / 127 + 0x1p-11f) + 127 * 0x1p-24f);
+                int8_t value = block[32 * n + slot * n + d];
+                assert_int_equal(value, d == n / 2 ? 0 : 127); /* not a number, and too large */
+            }
+        }
+        free(block);
+    }
+}
+
 int main(void)
 {
     struct util_tables tables;
@@ -406,6 +447,7 @@ int main(void)
         cmocka_unit_test_prestate(reference_is_close_to_double, &tables),
         cmocka_unit_test_prestate(invisible_memory_never_matters, &tables),
         cmocka_unit_test_prestate(storing_writes_one_slot_and_rounds, &tables),
+        cmocka_unit_test_prestate(eight_bits_are_within_half_a_step, &tables),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
