@@ -278,6 +278,10 @@ int cmd_bench(int argc, char **argv)
 {
     const char *which = NULL;
     struct bench b = {.tokens = 128, .reps = 5, .batch = 0};
+    if (argc > 1 && (strcmp(argv[1], "switch") == 0 || strcmp(argv[1], "load") == 0))
+        return cmd_bench_switch(argc - 1, argv + 1);
+    if (argc > 1 && strcmp(argv[1], "variants") == 0)
+        return cmd_bench_variants(argc - 1, argv + 1);
     const struct cli_option options[] = {
         {"model", 'm', CLI_TEXT, &b.model, "NAME|FILE", "an expert of the store, or a GGUF file"},
         {"store", 0, CLI_TEXT, &b.store, "DIR",
@@ -308,7 +312,9 @@ int cmd_bench(int argc, char **argv)
         "the same work:\n"
         "the operations of each kernel over its own peak (or the reads, if they take longer), over "
         "the time\n"
-        "taken. Bandwidth and peaks are measured in the same run with the same threads.",
+        "taken. Bandwidth and peaks are measured in the same run with the same threads.\n\n"
+        "'bench switch --help' and 'bench load --help': changing experts, here or of a server;\n"
+        "'bench variants --help': many models out of one, to change between.",
         "  switchyard bench decode --model model.gguf --threads 2\n"
         "  switchyard bench decode --model model.gguf --prompt 1024\n"
         "  switchyard bench batch --model smollm2 --batch 16\n"

@@ -1,4 +1,5 @@
-/* Carrying out orders, the time to live of experts, what waits in the queue, and how far loads are. */
+/* Carrying out orders, the time to live of experts, what waits in the queue, and how far loads are.
+ */
 #include "daemon/engine_order.h"
 
 #include <semaphore.h>
@@ -11,7 +12,8 @@
 #define LOOK_AHEAD 4          /* waiting requests whose experts are brought in early */
 #define LOOK_NS 1000000000ull /* between two looks at who has not been used */
 
-/* ---- submitting ------------------------------------------------------------------------------------- */
+/* ---- submitting
+ * ------------------------------------------------------------------------------------- */
 
 static void end_order(struct engine_order *o)
 {
@@ -29,7 +31,8 @@ void engine_order_submit(struct engine *g, struct engine_order *o)
         ring_wake(g->ring);
         return;
     }
-    err_set(&o->error, atomic_load(&g->stop) ? ERR_SHUTDOWN : ERR_BUSY, "the engine takes no more orders now");
+    err_set(&o->error, atomic_load(&g->stop) ? ERR_SHUTDOWN : ERR_BUSY,
+            "the engine takes no more orders now");
     end_order(o);
 }
 
@@ -53,10 +56,12 @@ enum err_code engine_order_run(struct engine *g, struct engine_order *o, struct 
     return o->error.code;
 }
 
-/* ---- holding ------------------------------------------------------------------------------------------ */
+/* ---- holding
+ * ------------------------------------------------------------------------------------------ */
 
 /* Footprint of the expert's segments that are not held, and that `beside` does not have either. */
-static uint64_t unheld_bytes(const struct engine *g, const struct expert *ex, const struct expert *beside)
+static uint64_t unheld_bytes(const struct engine *g, const struct expert *ex,
+                             const struct expert *beside)
 {
     size_t count, others = 0;
     const uint32_t *segs = expert_segments(ex, &count), *other = NULL;
@@ -83,8 +88,9 @@ static enum err_code check_hold(const struct engine *g, const struct expert *ex,
         const struct expert *other = experts_at(g->opt.experts, i);
         if (!expert_ok(other, NULL))
             continue;
-        uint64_t need = unheld_bytes(g, other, ex) +
-                        experts_kv_bytes(g->opt.experts, other, BASE_MIN(expert_context(other), 1024u));
+        uint64_t need =
+            unheld_bytes(g, other, ex) +
+            experts_kv_bytes(g->opt.experts, other, BASE_MIN(expert_context(other), 1024u));
         worst = need > most ? other : worst;
         most = BASE_MAX(most, need);
     }
@@ -92,12 +98,13 @@ static enum err_code check_hold(const struct engine *g, const struct expert *ex,
     if (held + own + most <= st.hbm_budget)
         return ERR_OK;
     char text[4][32];
-    return err_set_param(e, ERR_NO_MEMORY, "tiers.hbm",
-                         "holding '%s' takes %s beside the %s held already, and then '%s' with 1,024 tokens "
-                         "of KV (%s) does not fit into tiers.hbm of %s",
-                         expert_info(ex)->name, size_format(own, text[0], 32), size_format(held, text[1], 32),
-                         expert_info(worst)->name, size_format(most, text[2], 32),
-                         size_format(st.hbm_budget, text[3], 32));
+    return err_set_param(
+        e, ERR_NO_MEMORY, "tiers.hbm",
+        "holding '%s' takes %s beside the %s held already, and then '%s' with 1,024 tokens "
+        "of KV (%s) does not fit into tiers.hbm of %s",
+        expert_info(ex)->name, size_format(own, text[0], 32), size_format(held, text[1], 32),
+        expert_info(worst)->name, size_format(most, text[2], 32),
+        size_format(st.hbm_budget, text[3], 32));
 }
 
 static void hold(struct engine *g, const struct expert *ex, bool on)
@@ -113,10 +120,11 @@ static void hold(struct engine *g, const struct expert *ex, bool on)
     g->memory[expert_index(ex)].held = on;
 }
 
-/* ---- the kinds ---------------------------------------------------------------------------------------- */
+/* ---- the kinds
+ * ---------------------------------------------------------------------------------------- */
 
-/* The segments that are the expert's alone: an adapter's own, or all of a full model. Whoever unloads an
- * adapter does not mean the base that others run on. */
+/* The segments that are the expert's alone: an adapter's own, or all of a full model. Whoever
+ * unloads an adapter does not mean the base that others run on. */
 static const uint32_t *own_segments(const struct expert *ex, size_t *ret_count)
 {
     const uint32_t *segs = expert_segments(ex, ret_count);
@@ -147,7 +155,8 @@ static bool begin_load(struct engine *g, struct engine_order *o)
         else
             hold(g, o->expert, o->held = true);
     }
-    enum err_code code = memtier_reserve(g->opt.memtier, segs, count, clock_ns(), &o->lease, &o->error);
+    enum err_code code =
+        memtier_reserve(g->opt.memtier, segs, count, clock_ns(), &o->lease, &o->error);
     if (code == ERR_OK) {
         o->tier = memtier_lease_origin(o->lease);
         o->bytes = memtier_lease_load_bytes(o->lease);
@@ -166,7 +175,8 @@ static void unload(struct engine *g, struct engine_order *o)
     size_t count;
     const uint32_t *segs = own_segments(o->expert, &count);
     if (g->memory[expert_index(o->expert)].held || o->expert == g->opt.generalist) {
-        err_set(&o->error, ERR_BUSY, "'%s' is held in hbm: unhold it first", expert_info(o->expert)->name);
+        err_set(&o->error, ERR_BUSY, "'%s' is held in hbm: unhold it first",
+                expert_info(o->expert)->name);
         return;
     }
     o->bytes = memtier_drop(g->opt.memtier, segs, count, !o->to_nvme);
@@ -189,8 +199,10 @@ static void prefetch(struct engine *g, struct engine_order *o)
             o->bytes += memtier_segment_bytes(g->opt.memtier, segs[i]);
     begun = memtier_prefetch(g->opt.memtier, segs, count);
     if (begun == 0 && o->bytes > 0)
-        err_set(&o->error, ERR_BUSY, "there is no free room in hbm for '%s', or what was prefetched lately "
-                "was mostly not used", expert_info(o->expert)->name);
+        err_set(&o->error, ERR_BUSY,
+                "there is no free room in hbm for '%s', or what was prefetched lately "
+                "was mostly not used",
+                expert_info(o->expert)->name);
 }
 
 /* True = it goes on. */
@@ -238,18 +250,21 @@ static bool continue_order(struct engine *g, struct engine_order *o)
     return false;
 }
 
-/* ---- what the engine's loop calls ----------------------------------------------------------------------- */
+/* ---- what the engine's loop calls
+ * ----------------------------------------------------------------------- */
 
 /* Where everything is, for whoever asks from another thread. */
 static void show_places(struct engine *g)
 {
     for (size_t i = 0; i < experts_count(g->opt.experts); i++) {
         const struct expert *ex = experts_at(g->opt.experts, i);
-        struct engine_place p = {.held = g->memory[i].held || ex == (g->holding ? g->opt.generalist : NULL)};
+        struct engine_place p = {.held = g->memory[i].held ||
+                                         ex == (g->holding ? g->opt.generalist : NULL)};
         size_t count = 0;
         const uint32_t *segs = expert_ok(ex, NULL) ? own_segments(ex, &count) : NULL;
         for (size_t k = 0; k < count; k++)
-            p.bytes[memtier_where(g->opt.memtier, segs[k])] += memtier_segment_bytes(g->opt.memtier, segs[k]);
+            p.bytes[memtier_where(g->opt.memtier, segs[k])] +=
+                memtier_segment_bytes(g->opt.memtier, segs[k]);
         lock_take(&g->stats_lock);
         g->places[i] = p;
         lock_drop(&g->stats_lock);
@@ -298,8 +313,8 @@ void engine_end_orders(struct engine *g)
     }
 }
 
-/* Time to live: an expert that nobody asked for in so long leaves hbm, unless it is held. A full model counts
- * as used when an adapter over it is. */
+/* Time to live: an expert that nobody asked for in so long leaves hbm, unless it is held. A full
+ * model counts as used when an adapter over it is. */
 static void expire(struct engine *g, uint64_t now)
 {
     for (size_t i = 0; i < experts_count(g->opt.experts); i++) {
@@ -322,8 +337,8 @@ static void expire(struct engine *g, uint64_t now)
     }
 }
 
-/* Requests that must wait for a lane: their experts come in meanwhile, into free room, behind every load
- * that somebody waits for. */
+/* Requests that must wait for a lane: their experts come in meanwhile, into free room, behind every
+ * load that somebody waits for. */
 static void look_ahead(struct engine *g)
 {
     uint32_t n = 0;
@@ -382,7 +397,8 @@ void engine_note_loads(struct engine *g)
         if (l->request == NULL || l->load == NULL)
             continue;
         loading++;
-        set_progress(l->request, permille(memtier_lease_missing_bytes(l->load), memtier_lease_load_bytes(l->load)));
+        set_progress(l->request, permille(memtier_lease_missing_bytes(l->load),
+                                          memtier_lease_load_bytes(l->load)));
     }
     /* relaxed: a gauge. */
     atomic_store_explicit(&g->loading, loading, memory_order_relaxed);
@@ -397,7 +413,8 @@ void engine_note_demand(struct engine *g, const struct request *r, int change)
     g->queue_changed = true;
 }
 
-/* ---- open and close ---------------------------------------------------------------------------------------- */
+/* ---- open and close
+ * ---------------------------------------------------------------------------------------- */
 
 enum err_code engine_open_orders(struct engine *g, struct err *e)
 {

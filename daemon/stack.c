@@ -86,7 +86,7 @@ static enum err_code open_memory(const struct conf *c, struct stack *s, struct e
 {
     struct memtier_options m = {.hbm_bytes = s->hbm_bytes, .ddr_bytes = c->tiers_ddr_bytes,
                                 .loader = loader_of(c->tiers_loader), .verify = verify_of(c->tiers_verify),
-                                .policy = c->tiers_policy};
+                                .policy = c->tiers_policy, .measure = s->measure};
     return memtier_open(&m, s->store, &s->memtier, e);
 }
 
@@ -114,7 +114,7 @@ static enum err_code open_experts(const struct conf *c, struct stack *s, enum ex
 
 enum err_code stack_open(const struct conf *c, enum memtier_access access, struct stack *ret, struct err *e)
 {
-    struct stack s = {.temporary = ret->temporary};
+    struct stack s = {.temporary = ret->temporary, .measure = access == MEMTIER_SERVE};
     enum expert_kv_type kv = stack_kv_type(c);
     enum err_code code = memtier_store_open(c->store_path, access, &s.store, e);
     if (code == ERR_OK)

@@ -12,6 +12,7 @@ struct stack {
     struct rdu_node *node;
     struct experts *experts;
     uint64_t hbm_bytes;     /* as resolved */
+    bool measure;           /* the loader times block sizes at open: for whoever stays open */
     char *temporary;        /* a store that is removed at close, or NULL */
 };
 

@@ -211,6 +211,11 @@ enum err_code experts_merge(struct memtier_store *store, const char *name, const
 enum err_code experts_export(struct memtier_store *store, const char *name, const char *out_path,
                              const struct progress *progress, struct err *e) BASE_NODISCARD;
 
+/* A copy of a GGUF file (model or adapter) with one low bit changed in every 256 bytes of its tensors, as the
+ * seed says: distinct weights of the same behaviour, for benches and tests. Written whole or not at all. */
+enum err_code experts_vary(const char *path, const char *out_path, uint64_t seed, struct err *e)
+    BASE_NODISCARD;
+
 /* What the store knows of an expert, without opening it for serving. Strings live until _done. */
 struct expert_info {
     char *name, *base, *description, *system, *architecture, *types, *licence;

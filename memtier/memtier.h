@@ -130,6 +130,7 @@ const char *memtier_loader_text(const struct memtier *m);
 /* Every segment of the store gets an index at open; UINT32_MAX = unknown hash. */
 uint32_t memtier_find(const struct memtier *m, struct hash128 hash);
 uint64_t memtier_segment_bytes(const struct memtier *m, uint32_t seg);
+const char *memtier_segment_path(const struct memtier *m, uint32_t seg); /* of its data file */
 /* What a segment or page of so many bytes takes of the budget: room is given out in larger pieces.
  * Pure. */
 uint64_t memtier_footprint(uint64_t bytes);
@@ -267,9 +268,6 @@ void memtier_device_close(struct memtier_device **d);
 enum err_code memtier_device_read(struct memtier_device *d, const char *path, uint64_t bytes,
                                   struct memtier_shape shape, uint64_t *ret_ns,
                                   struct err *e) BASE_NODISCARD;
-/* The data file with most of the object's bytes, for measuring what the loader is up against;
- * caller frees; NULL = the object has none. */
-char *memtier_store_data_file(const struct memtier_store *s, const struct memtier_object *o);
 /* How the loader cuts its reads. */
 struct memtier_shape memtier_loader_shape(const struct memtier *m);
 

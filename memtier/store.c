@@ -408,23 +408,6 @@ enum err_code memtier_store_read(struct memtier_store *s, struct hash128 hash, v
     return store_read_segment(s, s->index, at, dst, e);
 }
 
-char *memtier_store_data_file(const struct memtier_store *s, const struct memtier_object *o)
-{
-    const struct store_index *x = s->index;
-    uint64_t *bytes = mem_array(x->files_count + 1, sizeof(*bytes));
-    size_t best = 0;
-    for (size_t i = 0; i < o->segments_count; i++) {
-        uint32_t at = store_index_find(x, o->segments[i].hash);
-        if (at != STORE_NONE)
-            bytes[x->segments[at].file_idx] += o->segments[i].bytes;
-    }
-    for (size_t i = 0; i < x->files_count; i++)
-        best = bytes[i] > bytes[best] ? i : best;
-    char *path = bytes[best] > 0 ? store_data_path(s, x->files[best].name) : NULL;
-    free(bytes);
-    return path;
-}
-
 /* ---- verify ---- */
 
 static void note_bad(struct memtier_verify_report *r, const char *text)

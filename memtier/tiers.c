@@ -120,6 +120,12 @@ uint64_t memtier_segment_bytes(const struct memtier *m, uint32_t seg)
     return m->segs[seg]->bytes;
 }
 
+const char *memtier_segment_path(const struct memtier *m, uint32_t seg)
+{
+    assert(seg < m->segs_count);
+    return m->segs[seg]->file->path;
+}
+
 uint32_t memtier_holds(const struct memtier *m, uint32_t seg)
 {
     assert(seg < m->segs_count);
@@ -169,37 +175,27 @@ static enum err_code open_pools(struct memtier *m, struct err *e)
     return rc;
 }
 
-/* The largest object's file: what a cold expert is read from. */
-static char *largest_file(const struct memtier *m)
+/* The largest file: what a cold expert is read from. */
+static const char *largest_file(const struct memtier *m)
 {
-    const struct memtier_object *most = NULL;
-    uint64_t most_bytes = 0;
-    for (size_t i = 0; m->opt.measure && i < memtier_store_objects(m->store); i++) {
-        const struct memtier_object *o = memtier_store_object_at(m->store, i);
-        uint64_t bytes = 0;
-        for (size_t k = 0; k < o->segments_count; k++)
-            bytes += o->segments[k].bytes;
-        most = bytes > most_bytes ? o : most;
-        most_bytes = BASE_MAX(most_bytes, bytes);
-    }
-    return most == NULL ? NULL : memtier_store_data_file(m->store, most);
+    const struct load_file *most = NULL;
+    for (size_t i = 0; m->opt.measure && i < m->files_count; i++)
+        most = most == NULL || m->files[i]->bytes > most->bytes ? m->files[i] : most;
+    return most == NULL ? NULL : most->path;
 }
 
 static enum err_code open_loader(struct memtier *m, struct err *e)
 {
-    char *measure = largest_file(m);
     struct loader_options opt = {
         .kind = m->opt.loader,
         .pool = &m->hbm,
         .probe_path = m->store->index_path,
-        .measure_path = measure,
+        .measure_path = largest_file(m),
         .jobs_max = JOBS_MAX + 1, /* one more for JOB_FORGET */
         .fault = m->opt.fault,
         .fault_ctx = m->opt.fault_ctx,
     };
-    enum err_code rc = loader_open(&opt, &m->loader, e);
-    free(measure);
-    return rc;
+    return loader_open(&opt, &m->loader, e);
 }
 
 static enum err_code open_parts(struct memtier *m, struct err *e)
