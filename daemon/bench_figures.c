@@ -73,6 +73,10 @@ static void put_json(struct bench_switch *b, struct buf *out)
     put_real(out, "resident_ttft_ms_p50", bench_quantile(&f->resident, 0.5));
     put_real(out, "load_ms_p50", bench_quantile(&f->load, 0.5));
     put_real(out, "ttft_over_max_p50", bench_quantile(&f->ratio, 0.5));
+    put_real(out, "launch_us_p50",
+             f->launch_ns_p99 ? (double)f->launch_ns_p50 * 1e-3 : (double)NAN);
+    put_real(out, "launch_us_p99",
+             f->launch_ns_p99 ? (double)f->launch_ns_p99 * 1e-3 : (double)NAN);
     put_real(out, "fio_gb_per_s", bench_quantile(&f->fio, 0.5) * 1e-9);
     buf_printf(out, ",\"experts\":%llu,\"seed\":%llu,\"loader\":", (unsigned long long)b->experts,
                (unsigned long long)b->seed);
@@ -109,6 +113,9 @@ static void put_text(struct bench_switch *b, struct buf *out)
     put_part(out, "; share of memcpy ", bench_quantile(&f->copy_share, 0.5), "");
     put_part(out, "\n  processor      ", gb > 0 ? (double)f->cpu_ns * 1e-9 / gb : (double)NAN,
              " s per GB of loads");
+    if (f->launch_ns_p99)
+        buf_printf(out, "\n  decision to first launch %.1f us p50, %.1f p99",
+                   (double)f->launch_ns_p50 * 1e-3, (double)f->launch_ns_p99 * 1e-3);
     buf_printf(out, "\n  %llu loads, %llu hits, %llu evictions", (unsigned long long)f->loads,
                (unsigned long long)f->hits, (unsigned long long)f->evictions);
     if (b->loader_text[0])

@@ -17,6 +17,9 @@
 
 #define COPY_THREADS_MAX 16
 
+/* Much in flight, whatever the loader does: the device at its best. */
+static const struct memtier_shape device_shape = {2u << 20, 16};
+
 struct local {
     struct bench_switch *b;
     struct stack stack;
@@ -285,13 +288,12 @@ static void evict_file(const char *path)
 static double device_rate(struct local *l, const struct expert *ex)
 {
     uint64_t ns = 0, bytes = expert_bytes(ex);
-    struct memtier_shape shape = memtier_loader_shape(l->stack.memtier);
     struct stat st;
     const char *path = data_file(l, ex);
     if (l->device == NULL || stat(path, &st) != 0)
         return 0;
     bytes = BASE_MIN(bytes, (uint64_t)st.st_size);
-    if (memtier_device_read(l->device, path, bytes, shape, &ns, NULL) != ERR_OK || ns == 0)
+    if (memtier_device_read(l->device, path, bytes, device_shape, &ns, NULL) != ERR_OK || ns == 0)
         return 0;
     return (double)bytes * 1e9 / (double)ns;
 }
@@ -299,14 +301,14 @@ static double device_rate(struct local *l, const struct expert *ex)
 /* Bytes per second by fio's own account; 0 = there is no fio, or it could not. */
 static double fio_rate(struct local *l, const struct expert *ex)
 {
-    struct memtier_shape shape = memtier_loader_shape(l->stack.memtier);
     char line[256];
     double rate = 0;
     char *command =
         mem_format("%s --name=switchyard --filename='%s' --readonly --rw=read --direct=1 "
                    "--ioengine=io_uring --fixedbufs=1 --registerfiles=1 --bs=%u --iodepth=%u "
                    "--output-format=json 2>/dev/null",
-                   l->b->fio ? l->b->fio : "fio", data_file(l, ex), shape.block_bytes, shape.depth);
+                   l->b->fio ? l->b->fio : "fio", data_file(l, ex), device_shape.block_bytes,
+                   device_shape.depth);
     FILE *f = strchr(data_file(l, ex), '\'') ? NULL : popen(command, "r");
     free(command);
     while (f && fgets(line, sizeof(line), f)) {
@@ -519,6 +521,14 @@ static enum err_code warm_up(struct local *l, struct token_list *prompt, struct 
     return code;
 }
 
+static enum memtier_tier tier_of(const char *name)
+{
+    enum memtier_tier t = MEMTIER_HBM;
+    while (t < MEMTIER_NVME && strcmp(memtier_tier_name(t), name) != 0)
+        t++;
+    return t;
+}
+
 static enum err_code measure(struct local *l, struct err *e)
 {
     struct bench_switch *b = l->b;
@@ -535,6 +545,14 @@ static enum err_code measure(struct local *l, struct err *e)
         code = load ? measure_load(l, ex, &ignored, e) : measure_switch(l, ex, &prompt, e);
     }
     memtier_stats(l->stack.memtier, &after);
+    if (!load) {
+        struct engine_stats *st = mem_alloc(sizeof(*st)); /* tens of kilobytes of histograms */
+        engine_stats(l->engine, st);
+        const struct hist *h = &st->switch_hist[tier_of(b->from)];
+        b->figures.launch_ns_p50 = hist_quantile(h, 0.5);
+        b->figures.launch_ns_p99 = hist_quantile(h, 0.99);
+        free(st);
+    }
     b->figures.loads = after.loads + after.promotions - before.loads - before.promotions;
     b->figures.hits = after.hits - before.hits;
     b->figures.evictions = after.evictions - before.evictions;

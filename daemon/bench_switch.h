@@ -41,6 +41,7 @@ struct bench_figures {
     struct bench_list rate, device, copy, share, copy_share,
         fio; /* shares: of the device, of memcpy */
     uint64_t bytes, cpu_ns, loads, hits, evictions;
+    uint64_t launch_ns_p50, launch_ns_p99; /* of switches: the engine's decision to the first launch */
 };
 void bench_figures_done(struct bench_figures *f);
 

@@ -685,7 +685,7 @@ static void choose_shape(struct loader *l)
 {
     double rate = 0;
     char block[32], text[128];
-    l->shape = (struct memtier_shape){IO_BLOCK_DEFAULT, BASE_MIN(l->io->depth, 16u)};
+    l->shape = (struct memtier_shape){IO_BLOCK_DEFAULT, BASE_MIN(l->io->depth, 8u)};
     if (l->opt.measure_path != NULL)
         rate = load_measure_shape(l->io, l->opt.measure_path, l->files.direct, &l->shape);
     snprintf(text, sizeof(text), "; %u x %s", l->shape.depth,
@@ -819,11 +819,6 @@ void loader_close(struct loader **lp)
 const char *loader_text(const struct loader *l)
 {
     return atomic_load_explicit(&l->text, memory_order_acquire); /* pairs with set_text */
-}
-
-struct memtier_shape loader_shape(const struct loader *l)
-{
-    return l->shape;
 }
 
 struct ring *loader_wake_ring(struct loader *l)

@@ -46,9 +46,7 @@ struct io_options {
     unsigned depth;
     uint32_t files, buffers; /* sizes of the registration tables, 0 = none */
 };
-/* A shape worth its name: fixed when the loader opens. */
-#define IO_BLOCK_DEFAULT ((uint32_t)2 << 20)
-#define IO_BLOCK_MAX ((uint32_t)4 << 20)
+#define IO_BLOCK_DEFAULT ((uint32_t)1 << 20)
 enum err_code io_open_uring(const struct io_options *opt, struct io **ret,
                             struct err *e) BASE_NODISCARD;
 enum err_code io_open_pread(const struct io_options *opt, struct io **ret,
@@ -149,7 +147,6 @@ enum err_code loader_open(const struct loader_options *opt, struct loader **ret,
                           struct err *e) BASE_NODISCARD;
 void loader_close(struct loader **l); /* cancels what is out; those jobs are not handed back */
 const char *loader_text(const struct loader *l);
-struct memtier_shape loader_shape(const struct loader *l); /* fixed at open */
 struct ring *loader_wake_ring(struct loader *l);
 /* Engine side. `submit` with at most jobs_max out cannot fail. `next` gives a finished job or NULL.
  */

@@ -268,8 +268,6 @@ void memtier_device_close(struct memtier_device **d);
 enum err_code memtier_device_read(struct memtier_device *d, const char *path, uint64_t bytes,
                                   struct memtier_shape shape, uint64_t *ret_ns,
                                   struct err *e) BASE_NODISCARD;
-/* How the loader cuts its reads. */
-struct memtier_shape memtier_loader_shape(const struct memtier *m);
 
 /* ==== Policies alone: pure functions ===========================================================
  * The same code that decides in the daemon, for whoever replays it on virtual time. Any thread. */

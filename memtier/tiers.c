@@ -296,11 +296,6 @@ const char *memtier_loader_text(const struct memtier *m)
     return loader_text(m->loader);
 }
 
-struct memtier_shape memtier_loader_shape(const struct memtier *m)
-{
-    return loader_shape(m->loader);
-}
-
 int memtier_fd(const struct memtier *m)
 {
     return loader_fd(m->loader);
