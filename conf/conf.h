@@ -10,6 +10,9 @@ enum conf_exec { CONF_EXEC_INTERP, CONF_EXEC_UNFUSED, CONF_EXEC_FUSED, CONF_EXEC
 enum conf_numerics { CONF_NUMERICS_INT8, CONF_NUMERICS_F32 };
 enum conf_loader { CONF_LOADER_AUTO, CONF_LOADER_IO_URING, CONF_LOADER_PREAD, CONF_LOADER_BUFFERED };
 enum conf_verify { CONF_VERIFY_ALWAYS, CONF_VERIFY_FIRST, CONF_VERIFY_NEVER };
+/* Most that sched.max_sequences may be: tables of the engine are sized for it. */
+#define CONF_SEQUENCES_MAX 1024
+
 enum conf_kv { CONF_KV_F16, CONF_KV_Q8_0, CONF_KV_F32 };
 
 /* Sampling defaults of an expert; NAN / -1 = not set (the server's default holds). */
@@ -71,6 +74,7 @@ struct conf {
     uint32_t sched_max_queue;     /* 256 */
     uint32_t sched_max_defer_ms;  /* 500 */
     uint32_t sched_prefill_chunk; /* 256 tokens */
+    uint32_t sched_draft_tokens;  /* 4 */
     /* router */
     char *router_head;         /* file; "" = the store's */
     char *router_generalist;   /* expert name; "" = the first full expert */

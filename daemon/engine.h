@@ -2,11 +2,13 @@
 #ifndef SWITCHYARD_DAEMON_ENGINE_H
 #define SWITCHYARD_DAEMON_ENGINE_H
 
+#include "conf/conf.h"
 #include "daemon/request.h"
 
 struct engine;
 
-#define ENGINE_SEQUENCES_MAX 256 /* more are not run at once, whatever sched.max_sequences says */
+#define ENGINE_SEQUENCES_MAX CONF_SEQUENCES_MAX
+#define ENGINE_DRAFT_LANES 2 /* with more sequences than this decoding, guessing ahead costs more than it saves */
 
 struct engine_options {
     struct experts *experts;
@@ -14,6 +16,7 @@ struct engine_options {
     struct rdu_node *node;
     struct expert *generalist; /* loaded first and held; NULL = none */
     uint32_t max_sequences, max_queue, max_defer_ms, prefill_chunk;
+    uint32_t draft_tokens;     /* guessed ahead per step and sequence; 0 = never */
     const uint64_t *ttl_ns;    /* [experts] after its last use an expert leaves hbm, 0 = never; copied; NULL = none */
 };
 
@@ -40,6 +43,7 @@ struct engine_stats {
     uint64_t steps, base_reads, tokens_prefill, tokens_decode, requests_done, requests_cancelled,
         requests_failed;
     uint64_t switches[4];      /* by enum memtier_tier origin: steps whose expert differs from the last */
+    uint64_t tokens_drafted, tokens_accepted; /* guessed ahead, and right */
     uint64_t prefix_tokens_reused, preemptions, node_ns;
     uint32_t running, queued, loading; /* loading: running ones that wait for weights */
     uint64_t expired;          /* experts that left hbm because their time to live had passed */

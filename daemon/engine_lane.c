@@ -105,14 +105,14 @@ static void fork_from(struct engine *g, struct lane *l, const struct lane *leade
 /* The leader ends: what it has run so far is theirs, and each goes on by itself. */
 static void release_followers(struct engine *g, const struct lane *leader)
 {
-    for (uint32_t i = 0; leader->request->choices_count > 1 && i < g->opt.max_sequences; i++)
+    for (uint32_t i = 0; leader->request->choices_count > 1 && i < g->lanes_top; i++)
         if (g->lanes[i].request && g->lanes[i].leader == leader)
             fork_from(g, &g->lanes[i], leader);
 }
 
 void engine_fork_choices(struct engine *g)
 {
-    for (uint32_t i = 0; i < g->opt.max_sequences; i++) {
+    for (uint32_t i = 0; i < g->lanes_top; i++) {
         struct lane *l = &g->lanes[i];
         if (l->request && l->leader && sequence_generated(l->leader->seq) > 0)
             fork_from(g, l, l->leader);
@@ -132,6 +132,8 @@ static void lane_end(struct engine *g, struct lane *l, enum request_finish finis
     sequence_close(&l->seq);
     output_done(&l->output);
     *l = (struct lane){0};
+    while (g->lanes_top > 0 && g->lanes[g->lanes_top - 1].request == NULL)
+        g->lanes_top--;
     atomic_fetch_sub(&g->running, 1);
     if (--er->lanes_left == 0)
         request_end(g, er, finish);
@@ -226,6 +228,7 @@ static enum err_code open_lane(struct engine *g, struct engine_request *er, uint
     l->choice_idx = choice;
     l->admission_no = ++g->admissions;
     l->base_idx = expert_base_index(r->expert);
+    g->lanes_top = BASE_MAX(g->lanes_top, (uint32_t)(l - g->lanes) + 1);
     output_init(&l->output, expert_tokenizer(r->expert), r->stops, r->stops_count);
     atomic_fetch_add(&g->running, 1);
     *ret = l;
@@ -255,7 +258,7 @@ static enum err_code open_lanes(struct engine *g, struct engine_request *er, str
 
 static bool base_has_others(const struct engine *g, uint32_t base_idx, const struct request *r)
 {
-    for (uint32_t i = 0; i < g->opt.max_sequences; i++)
+    for (uint32_t i = 0; i < g->lanes_top; i++)
         if (g->lanes[i].request && g->lanes[i].request != r && g->lanes[i].base_idx == base_idx)
             return true;
     return false;
@@ -302,7 +305,7 @@ static uint64_t lasting_room(const struct engine *g)
 static bool leaves_room(const struct engine *g, const struct expert *ex, uint64_t kv)
 {
     uint64_t need = weights_beside_hold(g, ex);
-    for (uint32_t i = 0; i < g->opt.max_sequences; i++) {
+    for (uint32_t i = 0; i < g->lanes_top; i++) {
         const struct lane *l = &g->lanes[i];
         if (l->request == NULL || l->parked)
             continue;
@@ -327,7 +330,7 @@ bool engine_in_flight(struct engine *g)
     for (uint32_t i = 0; i < STEPS_MAX; i++)
         if (g->open[i].step)
             return true;
-    for (uint32_t i = 0; i < g->opt.max_sequences; i++)
+    for (uint32_t i = 0; i < g->lanes_top; i++)
         if (g->lanes[i].load)
             return true;
     memtier_stats(g->opt.memtier, &st);
@@ -358,7 +361,7 @@ bool engine_park_youngest(struct engine *g)
 {
     struct lane *youngest = NULL;
     uint32_t going = 0;
-    for (uint32_t i = 0; i < g->opt.max_sequences; i++) {
+    for (uint32_t i = 0; i < g->lanes_top; i++) {
         struct lane *l = &g->lanes[i];
         if (l->request == NULL || l->parked || l->leader)
             continue;
@@ -383,7 +386,7 @@ void engine_unpark(struct engine *g)
     uint32_t going = 0;
     if (g->parked == 0)
         return;
-    for (uint32_t i = 0; i < g->opt.max_sequences; i++) {
+    for (uint32_t i = 0; i < g->lanes_top; i++) {
         struct lane *l = &g->lanes[i];
         going += l->request && !l->parked && !l->leader;
         if (l->request && l->parked && (oldest == NULL || l->admission_no < oldest->admission_no))
@@ -427,7 +430,7 @@ void engine_drop_cancelled(struct engine *g)
         if (lost)
             engine_close_step(o);
     }
-    for (uint32_t i = 0; i < g->opt.max_sequences; i++) {
+    for (uint32_t i = 0; i < g->lanes_top; i++) {
         struct lane *l = &g->lanes[i];
         if (l->request && !l->in_step && engine_lane_cancelled(g, l))
             engine_finish_lane(g, l, REQUEST_FINISH_CANCELLED, false);
@@ -475,7 +478,7 @@ static void check_adapter_load(struct engine *g, struct lane *l)
 
 void engine_move_adapters(struct engine *g)
 {
-    for (uint32_t i = 0; i < g->opt.max_sequences; i++) {
+    for (uint32_t i = 0; i < g->lanes_top; i++) {
         struct lane *l = &g->lanes[i];
         if (l->request == NULL || l->in_step)
             continue;

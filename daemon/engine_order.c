@@ -392,7 +392,7 @@ void engine_note_loads(struct engine *g)
         for (uint32_t k = 0; k < o->lanes_count; k++)
             set_progress(o->lanes[k]->request, done);
     }
-    for (uint32_t i = 0; i < g->opt.max_sequences; i++) {
+    for (uint32_t i = 0; i < g->lanes_top; i++) {
         struct lane *l = &g->lanes[i];
         if (l->request == NULL || l->load == NULL)
             continue;

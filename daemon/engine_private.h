@@ -57,12 +57,14 @@ struct engine {
     atomic_uint queued, running; /* engine writes, any thread reads */
 
     struct lane *lanes;          /* [max_sequences] */
+    uint32_t lanes_top;          /* none from here on is used: what every loop over lanes goes to */
     struct engine_request *waiting;
     struct sched_base *bases;    /* [bases] rebuilt for each decision, served/waiting kept */
     uint64_t *retry_ns;          /* [bases] a base that did not fit is not tried again before that */
     uint32_t bases_count, last_base;
     uint32_t part_turn;          /* where the next batch that must run in parts begins */
     uint64_t admissions;
+    struct sched_pace pace;
     bool short_of_room;          /* KV pages keep a base from its weights: nobody is admitted until some end */
     uint32_t parked;             /* lanes */
     struct open_step open[STEPS_MAX];

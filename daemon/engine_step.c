@@ -41,7 +41,7 @@ static void make_view(struct engine *g, struct sched_view *v)
         *b = (struct sched_base){.served_ns = b->served_ns, .waiting_ns = b->waiting_ns,
                                  .loaded_ns = b->loaded_ns};
     }
-    for (uint32_t i = 0; i < g->opt.max_sequences; i++) {
+    for (uint32_t i = 0; i < g->lanes_top; i++) {
         struct lane *l = &g->lanes[i];
         if (l->request == NULL)
             continue;
@@ -62,7 +62,7 @@ static void make_view(struct engine *g, struct sched_view *v)
 static uint32_t decoding_elsewhere(const struct engine *g, uint32_t base_idx)
 {
     uint32_t n = 0;
-    for (uint32_t i = 0; i < g->opt.max_sequences; i++) {
+    for (uint32_t i = 0; i < g->lanes_top; i++) {
         const struct lane *l = &g->lanes[i];
         n += lane_runnable(l) && l->base_idx != base_idx && sequence_pending(l->seq) == 1 &&
              g->bases[l->base_idx].missing_bytes == 0;
@@ -74,7 +74,7 @@ static uint32_t decoding_elsewhere(const struct engine *g, uint32_t base_idx)
 static struct lane *next_prompt(struct engine *g, uint32_t base_idx, uint64_t after)
 {
     struct lane *best = NULL;
-    for (uint32_t i = 0; i < g->opt.max_sequences; i++) {
+    for (uint32_t i = 0; i < g->lanes_top; i++) {
         struct lane *l = &g->lanes[i];
         if (lane_runnable(l) && l->base_idx == base_idx && sequence_pending(l->seq) > 1 &&
             l->admission_no > after && (best == NULL || l->admission_no < best->admission_no))
@@ -98,19 +98,29 @@ static bool waits_for_page(const struct open_step *o, const struct lane *l)
     return false;
 }
 
+/* Few sequences leave the arithmetic idle while weights are read: guesses are checked in its shade. */
+static void guess(struct engine *g, struct open_step *o)
+{
+    if (g->opt.draft_tokens == 0 || o->lanes_count > ENGINE_DRAFT_LANES || atomic_load(&g->running) > ENGINE_DRAFT_LANES)
+        return;
+    for (uint32_t i = 0; i < o->lanes_count; i++)
+        (void)sequence_draft(o->lanes[i]->seq, g->opt.draft_tokens);
+}
+
 /* Decode tokens of every runnable sequence of the base, then prompt chunks within the budget, the oldest
  * prompt first: lanes are reused, so going by their index would let new requests overtake for ever. */
 static void fill_items(struct engine *g, uint32_t base_idx, struct open_step *o)
 {
     uint64_t after = 0;
     o->lanes_count = 0;
-    for (uint32_t i = 0; i < g->opt.max_sequences; i++) {
+    for (uint32_t i = 0; i < g->lanes_top; i++) {
         struct lane *l = &g->lanes[i];
         if (lane_runnable(l) && l->base_idx == base_idx && sequence_pending(l->seq) == 1)
             add_item(g, o, l, 1);
     }
+    guess(g, o);
     uint32_t decoding = o->lanes_count + decoding_elsewhere(g, base_idx);
-    uint32_t budget = sched_prefill_budget(g->opt.prefill_chunk, decoding);
+    uint32_t budget = sched_prefill_budget(g->opt.prefill_chunk, decoding, &g->pace);
     for (struct lane *l; budget > 0 && (l = next_prompt(g, base_idx, after)) != NULL; after = l->admission_no) {
         engine_note_reused(g, sequence_adopt(l->seq));
         if (waits_for_page(o, l))
@@ -270,7 +280,7 @@ static void make_room(struct engine *g, struct err *e)
     struct lane *last = NULL;
     if (engine_park_youngest(g))
         return;
-    for (uint32_t i = 0; i < g->opt.max_sequences; i++) {
+    for (uint32_t i = 0; i < g->lanes_top; i++) {
         struct lane *l = &g->lanes[i];
         if (l->request && !l->parked && !l->leader)
             last = l;
@@ -344,28 +354,36 @@ static void note_token(struct engine *g, struct lane *l, uint64_t now)
     l->last_token_ns = now;
 }
 
-/* A new token of a lane: show what became visible, end the lane where it ends. */
-static void deliver_token(struct engine *g, struct lane *l, uint64_t now)
+/* One more token of a lane: show what became visible, end the lane where it ends. False = it has ended. */
+static bool deliver_token(struct engine *g, struct lane *l, uint64_t now)
 {
     struct request *r = l->request;
-    int32_t id = sequence_last_token(l->seq);
-    l->delivered++;
-    bool hit_limit, done = sequence_done(l->seq, &hit_limit);
+    int32_t id = sequence_answer(l->seq, l->delivered++);
+    bool last = l->delivered == sequence_generated(l->seq), hit_limit = false;
+    bool done = last && sequence_done(l->seq, &hit_limit);
     note_token(g, l, now);
     if (done && !hit_limit) { /* an end token: not part of the answer */
         engine_finish_lane(g, l, REQUEST_FINISH_STOP, false);
-        return;
+        return false;
     }
     r->account.completion_tokens++;
     buf_clear(&g->visible);
     bool stop = output_push(&l->output, id, &g->visible);
     engine_publish(l, id, &g->visible, REQUEST_FINISH_NONE, true);
-    if (stop)
-        engine_finish_lane(g, l, REQUEST_FINISH_STOP, true);
-    else if (done)
-        engine_finish_lane(g, l, REQUEST_FINISH_LENGTH, false);
-    else if (r->notify)
-        r->notify(r);
+    if (stop || done) {
+        engine_finish_lane(g, l, stop ? REQUEST_FINISH_STOP : REQUEST_FINISH_LENGTH, stop);
+        return false;
+    }
+    return true;
+}
+
+static void deliver_tokens(struct engine *g, struct lane *l, uint64_t now)
+{
+    while (sequence_generated(l->seq) > l->delivered)
+        if (!deliver_token(g, l, now))
+            return;
+    if (l->request->notify)
+        l->request->notify(l->request);
 }
 
 /* Once for each request of the step, however many choices it has in it. */
@@ -392,8 +410,10 @@ static void note_step(struct engine *g, const struct step_stats *st, uint64_t de
 {
     lock_take(&g->stats_lock);
     g->stats.steps++;
-    g->stats.tokens_decode += decoded;
-    g->stats.tokens_prefill += st->tokens - decoded;
+    g->stats.tokens_decode += decoded + st->accepted;
+    g->stats.tokens_prefill += st->tokens - decoded - st->drafted;
+    g->stats.tokens_drafted += st->drafted;
+    g->stats.tokens_accepted += st->accepted;
     g->stats.node_ns += st->node_ns;
     hist_add(&g->stats.step_hist, clock_ns() - decided_ns);
     rdu_node_stats(g->opt.node, &g->stats.rdu);
@@ -421,6 +441,8 @@ static void deliver(struct engine *g, struct open_step *o)
     uint64_t decided_ns = o->decided_ns;
     engine_close_step(o);
     note_step(g, &st, decided_ns, decoded);
+    if (st.load_bytes == 0 && st.drafted == 0)
+        sched_note_step(&g->pace, (double)st.run_ns * 1e-9, decoded, st.tokens - decoded);
     for (uint32_t i = 0; i < n; i++) {
         struct lane *l = lanes[i];
         bool limit, done = sequence_done(l->seq, &limit);
@@ -429,7 +451,7 @@ static void deliver(struct engine *g, struct open_step *o)
         else if (done && sequence_generated(l->seq) == 0)
             engine_finish_lane(g, l, REQUEST_FINISH_LENGTH, false); /* max_tokens 0 */
         else if (sequence_generated(l->seq) > l->delivered)
-            deliver_token(g, l, now);
+            deliver_tokens(g, l, now);
     }
 }
 

@@ -241,6 +241,12 @@ static void put_engine(const struct engine_stats *st, struct buf *out)
                st->queued);
     put_simple(out, "switchyard_prefix_tokens_reused_total", "counter",
                "Prompt tokens whose KV was found", (double)st->prefix_tokens_reused);
+    put_family(out, "switchyard_draft_tokens_total", "counter",
+               "Tokens guessed ahead by prompt lookup, by outcome");
+    put_value(out, "switchyard_draft_tokens_total", "outcome=\"accepted\"",
+              (double)st->tokens_accepted);
+    put_value(out, "switchyard_draft_tokens_total", "outcome=\"rejected\"",
+              (double)(st->tokens_drafted - st->tokens_accepted));
     put_simple(out, "switchyard_preemptions_total", "counter",
                "Sequences that gave their KV pages back and computed them again",
                (double)st->preemptions);

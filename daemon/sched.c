@@ -91,9 +91,29 @@ uint64_t sched_wake_ns(const struct sched_view *v, uint64_t now_ns)
     return wake;
 }
 
-uint32_t sched_prefill_budget(uint32_t prefill_chunk, uint32_t decoding)
+static void note(double *mean, double now)
+{
+    *mean = *mean > 0 ? 0.75 * *mean + 0.25 * now : now;
+}
+
+/* A mixed step tells what its prompt tokens added, small chunks being dearer than large ones; a step of a prompt
+ * alone is only the first guess. */
+void sched_note_step(struct sched_pace *p, double seconds, uint32_t decoded, uint32_t prefilled)
+{
+    if (decoded > 0 && prefilled == 0)
+        note(&p->decode_s, seconds);
+    else if (decoded > 0 && p->decode_s > 0)
+        note(&p->token_s, BASE_MAX(seconds - p->decode_s, seconds * 0.1) / prefilled);
+    else if (decoded == 0 && prefilled > 0 && p->token_s <= 0)
+        p->token_s = seconds / prefilled;
+}
+
+uint32_t sched_prefill_budget(uint32_t prefill_chunk, uint32_t decoding, const struct sched_pace *pace)
 {
     if (decoding == 0)
         return prefill_chunk;
-    return BASE_MIN(prefill_chunk, BASE_MAX(prefill_chunk / 4, 32));
+    if (pace == NULL || pace->decode_s <= 0 || pace->token_s <= 0)
+        return BASE_MIN(prefill_chunk, BASE_MAX(prefill_chunk / 4, 32));
+    double tokens = (SCHED_STRETCH - 1) * pace->decode_s / pace->token_s;
+    return BASE_MIN(prefill_chunk, BASE_MAX((uint32_t)BASE_MIN(tokens, 1e6), SCHED_PREFILL_MIN));
 }

@@ -34,8 +34,19 @@ uint32_t sched_next(const struct sched_view *v, uint64_t now_ns);
 /* When sched_next may answer differently though nothing else happens; UINT64_MAX = never. */
 uint64_t sched_wake_ns(const struct sched_view *v, uint64_t now_ns);
 
-/* How many prompt tokens the next step may take while `decoding` sequences (of any base that is resident)
- * wait for their next token: whole chunks when nobody decodes; otherwise less, so that a token never waits for more than about a quarter of a chunk. */
-uint32_t sched_prefill_budget(uint32_t prefill_chunk, uint32_t decoding);
+/* How long steps have taken lately, loads left out. */
+struct sched_pace {
+    double decode_s; /* a step that only decodes; 0 = not known */
+    double token_s;  /* what a prompt's token adds to a step; 0 = not known */
+};
+void sched_note_step(struct sched_pace *p, double seconds, uint32_t decoded, uint32_t prefilled);
+
+/* How many prompt tokens the next step may take while `decoding` sequences (of any base that is resident) wait
+ * for their next token: whole chunks when nobody decodes; otherwise as many as make the step at most
+ * SCHED_STRETCH times as long as it would be without them, so that no token waits longer than that for somebody's
+ * prompt, but never less than SCHED_PREFILL_MIN. A quarter of a chunk while the pace is not known (NULL). */
+#define SCHED_STRETCH 1.8
+#define SCHED_PREFILL_MIN 8
+uint32_t sched_prefill_budget(uint32_t prefill_chunk, uint32_t decoding, const struct sched_pace *pace);
 
 #endif

@@ -330,6 +330,7 @@ static enum err_code open_engine(struct server *s, struct err *e)
         .node = s->node,
         .generalist = s->generalist,
         .max_sequences = c->sched_max_sequences,
+        .draft_tokens = c->sched_draft_tokens,
         .max_queue = c->sched_max_queue,
         .max_defer_ms = c->sched_max_defer_ms,
         .prefill_chunk = c->sched_prefill_chunk,

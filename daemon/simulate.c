@@ -368,7 +368,7 @@ static double plan_step(struct sim *s, const struct base *b, uint32_t *ret_token
 {
     struct rdu_pass sum = {0};
     uint32_t decoding = b->lanes - b->prefilling, fresh = 0;
-    uint32_t budget = sched_prefill_budget(s->opt.prefill_chunk, decoding);
+    uint32_t budget = sched_prefill_budget(s->opt.prefill_chunk, decoding, NULL);
     for (uint32_t i = b->first_lane; i != UINT32_MAX; i = s->lanes[i].next) {
         const struct lane *l = &s->lanes[i];
         uint32_t prompt = s->requests[l->request].prompt, tokens = 1;

@@ -103,12 +103,12 @@ static enum err_code open_node(const struct conf *c, struct stack *s, struct err
 static enum err_code open_experts(const struct conf *c, struct stack *s, enum expert_kv_type kv,
                                   struct err *e)
 {
-    uint32_t sequences = BASE_MIN(c->sched_max_sequences, ENGINE_SEQUENCES_MAX);
+    uint32_t sequences = c->sched_max_sequences;
     struct experts_options x = {
         .store = s->store, .memtier = s->memtier, .node = s->node,
         .numerics = c->rdu_numerics == CONF_NUMERICS_F32 ? RDU_NUMERICS_F32 : RDU_NUMERICS_INT8,
         .exec = exec_of(c->rdu_exec), .kv_type = kv, .kv_page_tokens = c->kv_page_tokens,
-        .max_step_items = sequences, .max_step_tokens = c->sched_prefill_chunk + sequences};
+        .max_step_items = sequences, .max_step_tokens = c->sched_prefill_chunk + sequences + ENGINE_DRAFT_LANES * SEQUENCE_DRAFT_MAX};
     return experts_open(&x, &s->experts, e);
 }
 

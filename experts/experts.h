@@ -356,6 +356,13 @@ size_t sequence_pending(const struct sequence *s);        /* tokens not yet run:
 size_t sequence_generated(const struct sequence *s);
 int32_t sequence_last_token(const struct sequence *s);
 bool sequence_done(const struct sequence *s, bool *ret_hit_limit); /* EOS seen, or the cap */
+/* Token number idx of the answer. A step may bring several when it checked guesses. */
+int32_t sequence_answer(const struct sequence *s, size_t idx);
+/* Guess up to `most` next tokens by looking where the last ones occurred before (prompt lookup); the next step that
+ * runs all that is pending checks them, and keeps those that sampling gives anyway: no token differs, several may
+ * come of one step. Nothing is guessed for a while after guesses that were mostly wrong. Returns how many. */
+#define SEQUENCE_DRAFT_MAX 8
+uint32_t sequence_draft(struct sequence *s, uint32_t most);
 /* ---- KV pages of a sequence. Not while it is in a step. ---- */
 /* Take what the cache has of the pending tokens, all but the last: whole pages by reference, the beginning of
  * one by copy. Worth calling whenever a step is about to run several of them. Returns how many it spared. */
@@ -395,6 +402,7 @@ struct step_stats {
     uint64_t load_bytes;      /* brought in for this step */
     enum memtier_tier origin; /* where the slowest part came from: HBM = all resident */
     uint32_t tokens, sequences, adapters;
+    uint32_t drafted, accepted; /* guessed tokens that were checked, and that were right */
 };
 /* All items share one base (expert_base_index). Reserves all segments or none:
  * ERR_BUSY = not now (pinned by other steps, or no room for KV pages), ERR_NO_MEMORY = can never fit. */

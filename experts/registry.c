@@ -315,8 +315,8 @@ static enum err_code open_chain(struct experts *x, struct expert *ex, const stru
         return err_set(e, ERR_CORRUPT, "%s has an adapter but no base", r->name);
     struct expert_record *below = NULL;
     enum err_code code = find_record(x, r->base, &below, e);
-    if (code == ERR_OK && ex->adapters_count == SERVE_ADAPTERS_MAX)
-        code = err_set(e, ERR_UNSUPPORTED, "more than %d adapters on top of each other", SERVE_ADAPTERS_MAX);
+    if (code == ERR_OK && ex->adapters_count == SET_ADAPTERS_MAX)
+        code = err_set(e, ERR_UNSUPPORTED, "more than %d adapters on top of each other", SET_ADAPTERS_MAX);
     uint32_t depth = ex->adapters_count++; /* counts levels on the way down, so that a loop ends */
     if (code == ERR_OK)
         code = open_chain(x, ex, below, e);

@@ -78,6 +78,7 @@ static void open_pages(struct sequence *s, uint32_t cap)
     s->pages_cap = cap;
     s->kv = mem_array(BASE_MAX(cap, 1u), sizeof(struct kv_page *));
     s->pages = mem_array(BASE_MAX(cap, 1u), sizeof(void *));
+    s->draft_hits = 0.6f;
     s->root = s->chain = root_of(s->expert);
     x->pages_wanted += cap;
     kv_expect(x->kv, BASE_MIN(x->pages_wanted, (size_t)(st.hbm_budget / memtier_footprint(s->page_bytes)) + 1));
@@ -232,6 +233,50 @@ size_t sequence_cached(const struct sequence *s)
     return s->cached_count;
 }
 
+/* ---- guessing ahead -------------------------------------------------------------------------------------- */
+
+#define DRAFT_NGRAM 3
+#define DRAFT_REACH 4096   /* tokens looked back over */
+#define DRAFT_PAUSE 48     /* tokens without guesses after bad ones */
+#define DRAFT_WORTH 0.35f  /* share of right guesses below which checking costs more than it saves */
+
+/* Where the last DRAFT_NGRAM tokens occurred before, the latest first; 0 = nowhere. The end of the match. */
+static size_t find_ngram(const struct sequence *s)
+{
+    size_t n = s->tokens_count, from = n > DRAFT_REACH ? n - DRAFT_REACH : 0;
+    const int32_t *tail = s->tokens + n - DRAFT_NGRAM;
+    for (size_t at = n - 1; at >= from + DRAFT_NGRAM; at--)
+        if (s->tokens[at - 1] == tail[2] && s->tokens[at - 2] == tail[1] && s->tokens[at - 3] == tail[0])
+            return at;
+    return 0;
+}
+
+uint32_t sequence_draft(struct sequence *s, uint32_t most)
+{
+    s->draft_count = 0;
+    if (s->draft_pause > 0) {
+        s->draft_pause--;
+        return 0;
+    }
+    if (s->logprobs || s->tokens_count <= DRAFT_NGRAM || sequence_generated(s) == 0)
+        return 0;
+    size_t left = s->max_tokens - BASE_MIN(sequence_generated(s), (size_t)s->max_tokens);
+    size_t at = find_ngram(s);
+    most = (uint32_t)BASE_MIN(BASE_MIN(most, SEQUENCE_DRAFT_MAX), left > 0 ? left - 1 : 0);
+    while (at > 0 && s->draft_count < most && at < s->tokens_count)
+        s->draft[s->draft_count++] = s->tokens[at++];
+    return s->draft_count;
+}
+
+void sequence_note_draft(struct sequence *s, uint32_t drafted, uint32_t accepted)
+{
+    s->draft_hits = 0.75f * s->draft_hits + 0.25f * (float)accepted / (float)drafted;
+    if (s->draft_hits < DRAFT_WORTH) {
+        s->draft_pause = DRAFT_PAUSE;
+        s->draft_hits = 0.5f; /* two good tries and it goes on */
+    }
+}
+
 /* ---- opening and closing -------------------------------------------------------------------------------- */
 
 enum err_code sequence_open(struct experts *x, const struct sequence_options *opt, struct sequence **ret,
@@ -308,6 +353,11 @@ size_t sequence_pending(const struct sequence *s)
 size_t sequence_generated(const struct sequence *s)
 {
     return s->tokens_count - s->prompt_count;
+}
+
+int32_t sequence_answer(const struct sequence *s, size_t idx)
+{
+    return s->tokens[s->prompt_count + idx];
 }
 
 int32_t sequence_last_token(const struct sequence *s)

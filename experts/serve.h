@@ -12,8 +12,6 @@
 #include "experts/model.h"
 #include "experts/set.h"
 
-#define SERVE_ADAPTERS_MAX 4
-
 /* A program and the shape it was compiled for. */
 struct shape_program {
     struct model_shape shape;
@@ -62,8 +60,8 @@ struct adapter {
 struct expert {
     struct expert_info info;
     struct base *base;               /* NULL if it could not be opened: see error */
-    struct adapter *adapters[SERVE_ADAPTERS_MAX];
-    const struct rdu_delta *deltas[SERVE_ADAPTERS_MAX];
+    struct adapter *adapters[SET_ADAPTERS_MAX];
+    const struct rdu_delta *deltas[SET_ADAPTERS_MAX];
     uint32_t adapters_count;
     struct chat_template *template;  /* own override, else NULL */
     struct err error;
@@ -104,6 +102,9 @@ struct sequence {
     size_t page_bytes;
     size_t cached_count;
     bool cache, yielded;
+    int32_t draft[SEQUENCE_DRAFT_MAX]; /* guesses behind the last token */
+    uint32_t draft_count, draft_pause; /* tokens until guessing is tried again */
+    float draft_hits;                /* recent share of right guesses */
     struct sampling sampling;
     struct rng rng;
     bool ended;                      /* an end token was sampled */
@@ -118,6 +119,9 @@ struct sequence {
     const struct prompt_scores *scores; /* NULL = nobody wants the prompt's log-probabilities */
     struct sampler_scratch *scratch; /* shared by the owner's sequences */
 };
+
+/* sequence.c: of `drafted` guesses `accepted` were right. */
+void sequence_note_draft(struct sequence *s, uint32_t drafted, uint32_t accepted);
 
 /* measure.c */
 enum rdu_kv_type kv_type_of(enum expert_kv_type type);
@@ -149,6 +153,8 @@ void steps_close(struct experts *x);
 enum err_code step_open_eval(struct experts *x, const struct step_item *items, size_t count, bool all_outs,
                              struct expert_step **ret, struct err *e) BASE_NODISCARD;
 /* Valid once the step is DONE and until any step is advanced. */
+/* The row that the sequence's first new token came of; NULL = it has none. */
+const float *step_logits_of(const struct expert_step *s, const struct sequence *seq);
 const float *step_logits(const struct expert_step *s, uint32_t out_idx);
 
 #endif

@@ -17,13 +17,14 @@ struct expert_step {
     struct sequence **seq;          /* [max_step_items] */
     uint32_t *item_tokens;          /* [max_step_items] */
     int32_t *out_of_item;           /* [max_step_items] row of its logits or -1 */
+    uint32_t *drafts;               /* [max_step_items] guessed tokens behind its own; a row each more */
 
     int32_t *tokens;                /* [max_step_tokens] */
     uint32_t *pos, *seq_idx, *outs; /* [max_step_tokens] */
     uint32_t *score_outs;           /* [logits rows] the rows of a piece of a scored prompt */
     void *const **kv_pages;         /* [max_step_items] */
     struct rdu_token_group *groups; /* [max_step_items] */
-    struct adapter **adapters;      /* [max_step_items * SERVE_ADAPTERS_MAX], distinct */
+    struct adapter **adapters;      /* [max_step_items * SET_ADAPTERS_MAX], distinct */
     float *x;
     size_t logits_stride;
 
@@ -56,6 +57,7 @@ static void step_free(struct expert_step *s)
     free(s->seq);
     free(s->item_tokens);
     free(s->out_of_item);
+    free(s->drafts);
     free(s->tokens);
     free(s->pos);
     free(s->seq_idx);
@@ -100,6 +102,7 @@ static enum err_code step_alloc(struct experts *x, struct expert_step *s, const 
     s->seq = mem_array(items, sizeof(*s->seq));
     s->item_tokens = mem_array(items, sizeof(*s->item_tokens));
     s->out_of_item = mem_array(items, sizeof(*s->out_of_item));
+    s->drafts = mem_array(items, sizeof(*s->drafts));
     s->tokens = mem_array(tokens, sizeof(*s->tokens));
     s->pos = mem_array(tokens, sizeof(*s->pos));
     s->seq_idx = mem_array(tokens, sizeof(*s->seq_idx));
@@ -107,8 +110,8 @@ static enum err_code step_alloc(struct experts *x, struct expert_step *s, const 
     s->score_outs = mem_array(logits_rows(x), sizeof(*s->score_outs));
     s->kv_pages = mem_array(items, sizeof(*s->kv_pages));
     s->groups = mem_array(items, sizeof(*s->groups));
-    s->adapters = mem_array(items * SERVE_ADAPTERS_MAX, sizeof(*s->adapters));
-    s->segs_cap = m->segments + items * SERVE_ADAPTERS_MAX;
+    s->adapters = mem_array(items * SET_ADAPTERS_MAX, sizeof(*s->adapters));
+    s->segs_cap = m->segments + items * SET_ADAPTERS_MAX;
     s->segs = mem_array(s->segs_cap, sizeof(*s->segs));
     s->run_seen_cap = m->runs;
     s->run_seen = mem_array(m->runs, 1);
@@ -181,36 +184,48 @@ static void sort_items(struct expert_step *s)
     }
 }
 
-static void add_item_tokens(struct expert_step *s, uint32_t item, bool all_outs)
+/* Guesses that this step can check: it runs all that is pending and has room for their tokens and logits. */
+static uint32_t draft_tokens(const struct expert_step *s, uint32_t item, bool all_outs, uint32_t tokens_left)
+{
+    const struct sequence *seq = s->seq[item];
+    uint32_t rows_left = logits_rows(s->owner) - s->n_outs, items_left = s->items_count - item;
+    if (all_outs || seq->run_count + s->item_tokens[item] != seq->tokens_count || rows_left <= items_left)
+        return 0;
+    return BASE_MIN(BASE_MIN(seq->draft_count, tokens_left), rows_left - items_left);
+}
+
+static void add_item_tokens(struct expert_step *s, uint32_t item, bool all_outs, uint32_t drafts)
 {
     const struct sequence *seq = s->seq[item];
     uint32_t n = s->item_tokens[item];
-    for (uint32_t i = 0; i < n; i++) {
+    for (uint32_t i = 0; i < n + drafts; i++) {
         uint32_t t = s->n_tokens + i;
-        s->tokens[t] = seq->tokens[seq->run_count + i];
+        s->tokens[t] = i < n ? seq->tokens[seq->run_count + i] : seq->draft[i - n];
         s->pos[t] = (uint32_t)(seq->run_count + i);
         s->seq_idx[t] = item;
         if (all_outs)
             s->outs[s->n_outs++] = t;
     }
     s->out_of_item[item] = -1;
+    s->drafts[item] = drafts;
     if (!all_outs && seq->run_count + n == seq->tokens_count) {
         s->out_of_item[item] = (int32_t)s->n_outs;
-        s->outs[s->n_outs++] = s->n_tokens + n - 1;
+        for (uint32_t i = 0; i <= drafts; i++)
+            s->outs[s->n_outs++] = s->n_tokens + n - 1 + i;
     }
     s->kv_pages[item] = seq->pages;
-    s->n_tokens += n;
+    s->n_tokens += n + drafts;
 }
 
-static void add_group(struct expert_step *s, uint32_t item, uint32_t token_from)
+static void add_group(struct expert_step *s, uint32_t item, uint32_t token_from, uint32_t tokens)
 {
     const struct expert *ex = s->seq[item]->expert;
     if (item > 0 && s->seq[item - 1]->expert == ex) {
-        s->groups[s->groups_count - 1].token_count += s->item_tokens[item];
+        s->groups[s->groups_count - 1].token_count += tokens;
         return;
     }
     s->groups[s->groups_count++] = (struct rdu_token_group){
-        .token_from = token_from, .token_count = s->item_tokens[item],
+        .token_from = token_from, .token_count = tokens,
         .deltas = ex->deltas, .adapters_count = ex->adapters_count};
 }
 
@@ -282,7 +297,7 @@ static enum err_code take_pages(struct expert_step *s, struct err *e)
 {
     enum err_code code = ERR_OK;
     for (uint32_t i = 0; code == ERR_OK && i < s->items_count; i++)
-        code = sequence_grow(s->seq[i], s->item_tokens[i], e);
+        code = sequence_grow(s->seq[i], s->item_tokens[i] + s->drafts[i], e);
     if (code != ERR_OK)
         memtier_release(s->owner->opt.memtier, &s->lease);
     return code;
@@ -326,9 +341,14 @@ enum err_code step_open_eval(struct experts *x, const struct step_item *items, s
         s->item_tokens[i] = items[i].n_tokens;
     }
     sort_items(s);
+    uint32_t tokens_left = x->opt.max_step_tokens;
+    for (uint32_t i = 0; i < count; i++)
+        tokens_left -= s->item_tokens[i];
     for (uint32_t i = 0; i < count; i++) {
-        add_group(s, i, s->n_tokens);
-        add_item_tokens(s, i, all_outs);
+        uint32_t drafts = draft_tokens(s, i, all_outs, tokens_left);
+        tokens_left -= drafts;
+        add_group(s, i, s->n_tokens, s->item_tokens[i] + drafts);
+        add_item_tokens(s, i, all_outs, drafts);
         add_adapters(s, s->seq[i]->expert);
         s->scored |= s->seq[i]->scores != NULL && !all_outs;
     }
@@ -474,7 +494,7 @@ static void score_rows(struct expert_step *s, struct sequence *seq, size_t from,
 static void score_prompts(struct expert_step *s)
 {
     uint32_t first = 0, rows = logits_rows(s->owner);
-    for (uint32_t i = 0; i < s->items_count; first += s->item_tokens[i++]) {
+    for (uint32_t i = 0; i < s->items_count; first += s->item_tokens[i] + s->drafts[i], i++) {
         struct sequence *seq = s->seq[i];
         size_t from = seq->run_count, to = BASE_MIN(from + s->item_tokens[i], seq->prompt_count - 1);
         if (seq->scores == NULL)
@@ -510,6 +530,30 @@ static void note_speed(struct expert_step *s)
     *mean = *mean > 0 ? 0.8 * *mean + 0.2 * now : now;
 }
 
+/* The next token of an item, and the ones after it as long as each is the one that was guessed: the row of a guess
+ * is what it would be in a step of its own. */
+static void sample_item(struct expert_step *s, uint32_t item, uint32_t vocab)
+{
+    struct sequence *seq = s->seq[item];
+    uint32_t row = (uint32_t)s->out_of_item[item], accepted = 0, drafts = s->drafts[item];
+    for (;; accepted++) {
+        int32_t id = sample_token(seq, step_logits(s, row + accepted), vocab);
+        seq->tokens[seq->tokens_count++] = id;
+        bool end = tokenizer_is_eog(seq->expert->base->tokenizer, id);
+        seq->ended = (end && !seq->sampling.ignore_eos) || seq->grammar_stuck;
+        seq->hit_limit = sequence_generated(seq) >= seq->max_tokens;
+        if (accepted == drafts || seq->draft[accepted] != id || seq->ended || seq->hit_limit)
+            break;
+    }
+    seq->draft_count = 0;
+    if (drafts == 0)
+        return;
+    sequence_advance(seq, accepted);
+    sequence_note_draft(seq, drafts, accepted);
+    s->stats.drafted += drafts;
+    s->stats.accepted += accepted;
+}
+
 /* The step is through: tokens count as run, and sequences with nothing pending get their next token. */
 static void finish(struct expert_step *s)
 {
@@ -525,11 +569,7 @@ static void finish(struct expert_step *s)
             continue;
         }
         seq->scratch = s->owner->scratch;
-        int32_t id = sample_token(seq, step_logits(s, (uint32_t)s->out_of_item[i]), vocab);
-        seq->tokens[seq->tokens_count++] = id;
-        bool end = tokenizer_is_eog(seq->expert->base->tokenizer, id);
-        seq->ended = (end && !seq->sampling.ignore_eos) || seq->grammar_stuck;
-        seq->hit_limit = sequence_generated(seq) >= seq->max_tokens;
+        sample_item(s, i, vocab);
     }
 }
 
@@ -575,6 +615,14 @@ void expert_step_close(struct expert_step **sp)
     memtier_release(s->owner->opt.memtier, &s->lease);
     s->open = false;
     *sp = NULL;
+}
+
+const float *step_logits_of(const struct expert_step *s, const struct sequence *seq)
+{
+    for (uint32_t i = 0; i < s->items_count; i++)
+        if (s->seq[i] == seq && s->out_of_item[i] >= 0)
+            return step_logits(s, (uint32_t)s->out_of_item[i]);
+    return NULL;
 }
 
 const float *step_logits(const struct expert_step *s, uint32_t out_idx)

@@ -83,7 +83,8 @@ void rig_open(struct rig *r, const struct rig_options *o)
         .max_sequences = o->sequences ? o->sequences : 8,
         .max_queue = o->queue ? o->queue : 32,
         .max_defer_ms = o->defer_ms,
-        .prefill_chunk = 64};
+        .prefill_chunk = 64,
+        .draft_tokens = o->draft};
     must(engine_open(&g, &r->engine, &e), &e);
 }
 

@@ -32,7 +32,7 @@ struct rig {
 
 struct rig_options {
     uint64_t hbm, ddr;
-    uint32_t sequences, queue, defer_ms;
+    uint32_t sequences, queue, defer_ms, draft;
     const char *generalist;
 };
 

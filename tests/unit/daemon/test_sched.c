@@ -176,9 +176,23 @@ static void no_base_starves_in_random_schedules(void **state)
 
 static void prompts_take_less_beside_decoding(void **state)
 {
-    assert_int_equal(sched_prefill_budget(256, 0), 256);
-    assert_int_equal(sched_prefill_budget(256, 3), 64);
-    assert_int_equal(sched_prefill_budget(64, 3), 32);
+    assert_int_equal(sched_prefill_budget(256, 0, NULL), 256);
+    assert_int_equal(sched_prefill_budget(256, 3, NULL), 64);
+    assert_int_equal(sched_prefill_budget(64, 3, NULL), 32);
+    /* A step of 10 ms may become 18: 8 ms at half a millisecond each. */
+    struct sched_pace pace = {0};
+    sched_note_step(&pace, 0.128, 0, 256);
+    sched_note_step(&pace, 0.010, 16, 0);
+    assert_int_equal(sched_prefill_budget(256, 16, &pace), 16);
+    assert_int_equal(sched_prefill_budget(256, 0, &pace), 256);
+    /* In small chunks tokens prove dearer; at last the least is taken. */
+    for (int i = 0; i < 50; i++)
+        sched_note_step(&pace, 0.026, 16, 16);
+    assert_in_range(sched_prefill_budget(256, 16, &pace), SCHED_PREFILL_MIN, 9);
+    for (int i = 0; i < 50; i++)
+        sched_note_step(&pace, 1, 16, 8);
+    assert_int_equal(sched_prefill_budget(256, 16, &pace), SCHED_PREFILL_MIN);
+    assert_int_equal(sched_prefill_budget(4, 16, &pace), 4);
 }
 
 int main(void)
