@@ -26,6 +26,8 @@ struct conf_expert {
     char *name;
     char **aliases;
     size_t aliases_count;
+    char **keys;       /* of server.api_keys: who may use it; none = everyone who may come in */
+    size_t keys_count;
     char *model;       /* a GGUF file to import on first use, or "" */
     char *base;        /* name of another expert whose weights it shares (adapters), or "" */
     char *adapter;     /* a GGUF LoRA file, or "" */

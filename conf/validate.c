@@ -185,6 +185,24 @@ static enum err_code check_base(const struct conf *c, size_t index, struct err *
     return ERR_OK;
 }
 
+/* A key that lets nobody in would be a door without a house. */
+static enum err_code check_keys(const struct conf *c, size_t index, struct err *e)
+{
+    const struct conf_expert *x = &c->experts[index];
+    char param[64];
+    (void)snprintf(param, sizeof(param), "experts[%zu].keys", index);
+    for (size_t i = 0; i < x->keys_count; i++) {
+        bool known = false;
+        for (size_t k = 0; k < c->server_api_keys_count; k++)
+            known = known || strcmp(x->keys[i], c->server_api_keys[k]) == 0;
+        if (!known)
+            return err_set_param(e, ERR_INVALID, param,
+                                 "%s: key %zu is not among server.api_keys; list it there too",
+                                 param, i + 1);
+    }
+    return ERR_OK;
+}
+
 /* ---- all ---- */
 
 static enum err_code check_router(const struct conf *c, struct err *e)
@@ -217,5 +235,7 @@ enum err_code conf_validate(const struct conf *c, struct err *e)
         rc = check_names(c, i, e);
     for (size_t i = 0; i < c->experts_count && rc == ERR_OK; i++)
         rc = check_base(c, i, e);
+    for (size_t i = 0; i < c->experts_count && rc == ERR_OK; i++)
+        rc = check_keys(c, i, e);
     return rc;
 }

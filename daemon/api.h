@@ -117,6 +117,7 @@ struct api_call {
     struct api_messages messages; /* API_CHAT */
     struct api_tools tools;       /* API_CHAT */
 
+    const char *key; /* the API key it came with; of the connection, NULL = none */
     struct expert *expert;
     enum router_reason reason;
     double confidence;
@@ -165,9 +166,16 @@ enum err_code api_call_outcome(const struct api_call *c, struct err *e);
 /* api_route.c: the expert for options.model; asks the router for `auto`. */
 enum err_code api_choose_expert(struct api_call *c, struct router_scratch *scratch,
                                 struct err *e) BASE_NODISCARD;
+/* `key` NULL = the client sent none. */
+bool api_key_may_use(const struct server *s, const struct expert *ex, const char *key);
+enum err_code api_check_key(const struct server *s, const struct expert *ex, const char *key,
+                            struct err *e) BASE_NODISCARD; /* ERR_PERMISSION */
 /* api_prompt.c: tokens of the conversation / of one text / of the prompts of a completion body. */
 enum err_code api_chat_tokens(struct api_call *c, struct token_list *ret,
                               struct err *e) BASE_NODISCARD;
+/* The rendered conversation as it is read by people: /apply-template. */
+enum err_code api_chat_text(struct api_call *c, struct buf *ret, struct err *e) BASE_NODISCARD;
+void api_push_token(struct token_list *l, int32_t id);
 size_t api_prompts(const json_t *root, struct err *e); /* 0 = bad, e says why */
 /* The text of a prompt; NULL if it was given as tokens. */
 const json_t *api_prompt_text(const struct api_call *c, size_t prompt_idx);
@@ -211,6 +219,13 @@ bool api_has_logprob(const struct api_call *c, const struct request_event *ev);
 uint32_t api_count_chars(const char *utf8, size_t len); /* code points */
 /* The prompt as `echo` shows it: the client's own text, or what its tokens say. */
 void api_echo_text(const struct api_call *c, size_t prompt_idx, struct buf *ret);
+
+/* ---- texts and tokens: api_text.c ------------------------------------------------------------- */
+
+enum api_text { API_TEXT_TOKENIZE, API_TEXT_DETOKENIZE, API_TEXT_TEMPLATE };
+/* The answer to a body of /tokenize, /detokenize or /apply-template, for the holder of `key`. */
+enum err_code api_answer_text(struct server *s, enum api_text what, const char *key, const char *body,
+                              size_t len, struct buf *out, struct err *e) BASE_NODISCARD;
 
 /* ---- small answers -------------------------------------------------------------------------- */
 

@@ -10,7 +10,7 @@
 #include "daemon/api_guard.h"
 
 /* Appended, as tokenizer_encode does. */
-static void push_token(struct token_list *l, int32_t id)
+void api_push_token(struct token_list *l, int32_t id)
 {
     if (l->count == l->cap) {
         l->cap = BASE_MAX(l->cap * 2, 64);
@@ -21,7 +21,7 @@ static void push_token(struct token_list *l, int32_t id)
 
 static void put_bos_first(struct token_list *l, int32_t bos)
 {
-    push_token(l, bos);
+    api_push_token(l, bos);
     memmove(l->ids + 1, l->ids, (l->count - 1) * sizeof *l->ids);
     l->ids[0] = bos;
 }
@@ -58,10 +58,16 @@ struct render {
     bool marked;
 };
 
+/* What the template is given to list; others read of them in the system message. */
+static json_t *tools_of(const struct api_call *c)
+{
+    return c->tools.format->takes_tools ? c->tools.list : NULL;
+}
+
 static void render_init(struct render *r, const struct api_call *c, const struct guard *guard)
 {
     const struct api_messages *m = &c->messages;
-    json_t *tools = c->tools.format->takes_tools ? c->tools.list : NULL;
+    json_t *tools = tools_of(c);
     *r = (struct render){.messages = json_incref(m->messages), .tools = json_incref(tools)};
     if (!guard_touches(guard, m->messages) && !(tools && guard_touches(guard, tools)))
         return;
@@ -192,10 +198,10 @@ static enum err_code render_and_encode(struct api_call *c, const struct server_e
     return code;
 }
 
-enum err_code api_chat_tokens(struct api_call *c, struct token_list *ret, struct err *e)
+/* System prompt and functions are put in; ERR_CONTEXT where it is far too long. */
+static enum err_code prepare_messages(struct api_call *c, const struct server_expert *serving,
+                                      struct err *e)
 {
-    const struct server_expert *serving = server_expert_of(c->server, c->expert);
-    const struct tokenizer *t = expert_tokenizer(c->expert);
     if (serving->template == NULL)
         return err_set_param(e, ERR_UNSUPPORTED, "model",
                              "expert '%s' has no chat template; set `template` of the expert in "
@@ -203,7 +209,29 @@ enum err_code api_chat_tokens(struct api_call *c, struct token_list *ret, struct
                              expert_info(c->expert)->name);
     put_system_first(c, serving->system);
     tool_format_messages(c->tools.format, c->messages.messages, c->tools.list);
-    enum err_code code = check_length(c, content_bytes(c->messages.messages), e);
+    return check_length(c, content_bytes(c->messages.messages), e);
+}
+
+enum err_code api_chat_text(struct api_call *c, struct buf *ret, struct err *e)
+{
+    const struct server_expert *serving = server_expert_of(c->server, c->expert);
+    enum err_code code = prepare_messages(c, serving, e);
+    if (code != ERR_OK)
+        return code;
+    struct render r = {.messages = json_incref(c->messages.messages),
+                       .tools = json_incref(tools_of(c))};
+    code = render_text(c, serving->template, &r, ret, e);
+    if (code == ERR_OK)
+        api_tools_put_prefill(c, ret);
+    render_done(&r);
+    return code;
+}
+
+enum err_code api_chat_tokens(struct api_call *c, struct token_list *ret, struct err *e)
+{
+    const struct server_expert *serving = server_expert_of(c->server, c->expert);
+    const struct tokenizer *t = expert_tokenizer(c->expert);
+    enum err_code code = prepare_messages(c, serving, e);
     if (code == ERR_OK)
         code = render_and_encode(c, serving, ret, e);
     /* Templates that write the token themselves are left alone. */
@@ -269,7 +297,7 @@ static enum err_code array_tokens(const struct tokenizer *t, const json_t *array
                                  "'prompt' has the token %lld, but the expert's vocabulary ends "
                                  "at %d",
                                  (long long)id, vocab - 1);
-        push_token(ret, (int32_t)id);
+        api_push_token(ret, (int32_t)id);
     }
     return ERR_OK;
 }
@@ -282,7 +310,7 @@ static enum err_code text_tokens(const struct api_call *c, const json_t *text,
     if (code != ERR_OK)
         return code;
     if (tokenizer_add_bos(t) && tokenizer_bos(t) >= 0)
-        push_token(ret, tokenizer_bos(t));
+        api_push_token(ret, tokenizer_bos(t));
     /* A plain prompt is the client's own: it may write control tokens, as it may send their ids. */
     return tokenizer_encode(t, json_string_value(text), json_string_length(text), true, ret, e);
 }
@@ -305,6 +333,6 @@ enum err_code api_completion_tokens(struct api_call *c, size_t prompt_idx, struc
     int32_t start = tokenizer_bos(t) >= 0 ? tokenizer_bos(t) : tokenizer_eos(t);
     if (start < 0)
         return err_set_param(e, ERR_INVALID, "prompt", "'prompt' is empty");
-    push_token(ret, start);
+    api_push_token(ret, start);
     return ERR_OK;
 }

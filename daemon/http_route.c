@@ -19,6 +19,15 @@ struct route {
 
 /* ---- generation ----------------------------------------------------------------------------- */
 
+static const char *given_key(const struct exchange *x)
+{
+    const char *header =
+        MHD_lookup_connection_value(x->connection, MHD_HEADER_KIND, "Authorization");
+    if (header != NULL && strncasecmp(header, "Bearer ", 7) == 0)
+        return header + 7;
+    return MHD_lookup_connection_value(x->connection, MHD_HEADER_KIND, "x-api-key");
+}
+
 static void read_wishes(struct exchange *x)
 {
     struct api_options *o = &x->call->options;
@@ -26,6 +35,7 @@ static void read_wishes(struct exchange *x)
         MHD_lookup_connection_value(x->connection, MHD_HEADER_KIND, "x-switchyard-account");
     if (wish != NULL && strcmp(wish, "0") != 0 && strcmp(wish, "false") != 0)
         o->want_account = true;
+    x->call->key = given_key(x);
     snprintf(x->record.model, sizeof x->record.model, "%s", o->model);
     x->record.stream = o->stream;
 }
@@ -122,6 +132,33 @@ static enum MHD_Result run_embeddings(struct exchange *x)
     return answer_error(x, &e, 0);
 }
 
+static enum MHD_Result run_text(struct exchange *x, enum api_text what)
+{
+    struct buf body = {0};
+    struct err e = {0};
+    if (api_answer_text(x->server, what, given_key(x), x->body.data != NULL ? x->body.data : "",
+                        x->body.len, &body, &e) != ERR_OK) {
+        buf_done(&body);
+        return answer_error(x, &e, 0);
+    }
+    return answer_body(x, MHD_HTTP_OK, "application/json", &body);
+}
+
+static enum MHD_Result run_tokenize(struct exchange *x)
+{
+    return run_text(x, API_TEXT_TOKENIZE);
+}
+
+static enum MHD_Result run_detokenize(struct exchange *x)
+{
+    return run_text(x, API_TEXT_DETOKENIZE);
+}
+
+static enum MHD_Result run_template(struct exchange *x)
+{
+    return run_text(x, API_TEXT_TEMPLATE);
+}
+
 static enum MHD_Result answer_status(struct exchange *x, int status, const char *word)
 {
     struct buf body = {0};
@@ -156,7 +193,8 @@ static enum MHD_Result run_root(struct exchange *x)
     struct buf body = {0};
     buf_puts(&body,
              "{\"name\":\"switchyard\",\"version\":\"" SWITCHYARD_VERSION "\",\"endpoints\":["
-             "\"/v1/chat/completions\",\"/v1/completions\",\"/v1/models\",\"/health\","
+             "\"/v1/chat/completions\",\"/v1/completions\",\"/v1/models\",\"/tokenize\","
+             "\"/detokenize\",\"/apply-template\",\"/health\","
              "\"/ready\",\"/metrics\"]}\n");
     return answer_body(x, MHD_HTTP_OK, "application/json", &body);
 }
@@ -170,6 +208,9 @@ static const struct route routes[] = {
     {"/v1/completions", "POST", run_completion, false, false},
     {"/completions", "POST", run_completion, false, false},
     {"/v1/embeddings", "POST", run_embeddings, false, false},
+    {"/tokenize", "POST", run_tokenize, false, false},
+    {"/detokenize", "POST", run_detokenize, false, false},
+    {"/apply-template", "POST", run_template, false, false},
     {"/v1/models", "GET", run_models, false, true},
     {"/models", "GET", run_models, false, true},
     {"/v1/models/", "GET", run_model, false, true},
@@ -216,15 +257,6 @@ static bool equal_constant_time(const char *given, const char *key)
     for (size_t i = 0; i < key_len; i++)
         difference |= (unsigned char)(key[i] ^ given[i < given_len ? i : given_len]);
     return difference == 0;
-}
-
-static const char *given_key(const struct exchange *x)
-{
-    const char *header =
-        MHD_lookup_connection_value(x->connection, MHD_HEADER_KIND, "Authorization");
-    if (header != NULL && strncasecmp(header, "Bearer ", 7) == 0)
-        return header + 7;
-    return MHD_lookup_connection_value(x->connection, MHD_HEADER_KIND, "x-api-key");
 }
 
 static bool key_is_good(const struct exchange *x)
