@@ -10,6 +10,8 @@
 #include "daemon/json_out.h"
 #include "daemon/stack.h"
 
+#define BATCH_MAX 256
+
 struct bench {
     const char *model;
     uint64_t threads, sockets, prompt, tokens, reps, batch, chunk;
@@ -17,11 +19,11 @@ struct bench {
     bool json;
     struct stack stack;
     struct expert *expert;
-    double read, int8, f32;      /* limits: bytes/s, operations/s */
-    struct rdu_node_stats timed; /* what the timed runs did */
+    struct expert *adapters[BATCH_MAX]; /* over it; sequence i runs adapter i % adapters_count */
+    size_t adapters_count;              /* 0 = all run `expert` */
+    double read, int8, f32;             /* limits: bytes/s, operations/s */
+    struct rdu_node_stats timed;        /* what the timed runs did */
 };
-
-#define BATCH_MAX 256
 
 static int by_value(const void *a, const void *b)
 {
@@ -125,11 +127,11 @@ static void count_work(struct bench *b, const struct rdu_node_stats *before)
     b->timed.f32_ops += now.f32_ops - before->f32_ops;
 }
 
-static enum err_code open_sequence(struct bench *b, uint64_t seed, uint32_t max_tokens,
-                                   struct sequence **ret, struct err *e)
+static enum err_code open_sequence(struct bench *b, struct expert *expert, uint64_t seed,
+                                   uint32_t max_tokens, struct sequence **ret, struct err *e)
 {
     struct sequence_options o = {
-        .expert = b->expert, .tokens_count = b->prompt, .max_tokens = max_tokens};
+        .expert = expert, .tokens_count = b->prompt, .max_tokens = max_tokens};
     int32_t *ids = mem_array(b->prompt, sizeof(*ids));
     struct rng rng;
     rng_init(&rng, seed);
@@ -150,7 +152,8 @@ static enum err_code open_batch(struct bench *b, struct step_item *items, struct
     enum err_code code = ERR_OK;
     for (size_t i = 0; code == ERR_OK && i < b->batch; i++) {
         items[i].n_tokens = 1;
-        code = open_sequence(b, 1 + i, (uint32_t)b->tokens + 1, &items[i].seq, e);
+        struct expert *ex = b->adapters_count ? b->adapters[i % b->adapters_count] : b->expert;
+        code = open_sequence(b, ex, 1 + i, (uint32_t)b->tokens + 1, &items[i].seq, e);
         if (code == ERR_OK)
             code = run_prompt(b, items[i].seq, e);
     }
@@ -200,6 +203,82 @@ static enum err_code bench_decode(struct bench *b, const char *name, struct err 
     return code;
 }
 
+static void find_adapters(struct bench *b, size_t most)
+{
+    struct experts *x = b->stack.experts;
+    b->adapters_count = 0;
+    for (size_t i = 0; i < experts_count(x) && b->adapters_count < most; i++) {
+        struct expert *ex = experts_at(x, i);
+        if (expert_ok(ex, NULL) && expert_info(ex)->is_adapter &&
+            expert_base_index(ex) == expert_base_index(b->expert))
+            b->adapters[b->adapters_count++] = ex;
+    }
+}
+
+static void print_adapters(const struct bench *b, size_t distinct, double rate, double one,
+                           double ratio, double *ms)
+{
+    size_t count = b->tokens * b->reps;
+    double p50 = quantile(ms, count, 0.5), p99 = quantile(ms, count, 0.99);
+    const char *types = expert_info(b->expert)->types;
+    if (!b->json) {
+        printf("adapters %-8s %u threads  n %-5llu %9.1f tokens/s on %zu adapters  p50 %8.3f ms  "
+               "p99 %8.3f ms  %.3f of the same on one (%.1f tokens/s)\n",
+               types, rdu_node_threads(b->stack.node), (unsigned long long)b->batch, rate, distinct,
+               p50, p99, ratio, one);
+        return;
+    }
+    struct buf out = {0};
+    buf_puts(&out, "{\"bench\":\"adapters\",\"type\":");
+    json_put_str(&out, types);
+    buf_printf(&out, ",\"threads\":%u,\"isa\":", rdu_node_threads(b->stack.node));
+    json_put_str(&out, rdu_node_isa(b->stack.node));
+    buf_printf(&out,
+               ",\"n\":%llu,\"adapters\":%zu,\"tokens_per_s\":%.2f,\"ms_p50\":%.4f,\"ms_p99\":%.4f,"
+               "\"share_of_limit\":%.4f,\"limit\":\"one adapter %.2f tokens/s\"}",
+               (unsigned long long)b->batch, distinct, rate, p50, p99, ratio, one);
+    puts(out.data);
+    fflush(stdout);
+    buf_done(&out);
+}
+
+/* The same batch on as many adapters as it has sequences and on one, alternating. */
+static enum err_code bench_adapters(struct bench *b, struct err *e)
+{
+    double *ms = mem_array(b->tokens * (b->reps + 1), sizeof(*ms)),
+           *other = mem_array(b->tokens, sizeof(*other));
+    double *rate = mem_array(b->reps, sizeof(*rate)), *one = mem_array(b->reps, sizeof(*one)),
+           *ratio = mem_array(b->reps, sizeof(*ratio));
+    enum err_code code = ERR_OK;
+    find_adapters(b, b->batch);
+    size_t distinct = b->adapters_count;
+    if (distinct < 2)
+        code = err_set(e, ERR_MODEL, "the store has %zu adapters over %s: two or more are compared",
+                       distinct, expert_info(b->expert)->name);
+    for (size_t r = 0; code == ERR_OK && r <= b->reps; r++) { /* the first warms up */
+        double many_s = 0, one_s = 0;
+        b->adapters_count = distinct;
+        code = decode_once(b, ms + (r ? r - 1 : 0) * b->tokens, &many_s, e);
+        b->adapters_count = 1;
+        if (code == ERR_OK)
+            code = decode_once(b, other, &one_s, e);
+        if (code != ERR_OK || r == 0)
+            continue;
+        rate[r - 1] = (double)(b->tokens * b->batch) / many_s;
+        one[r - 1] = (double)(b->tokens * b->batch) / one_s;
+        ratio[r - 1] = one_s / many_s;
+    }
+    if (code == ERR_OK)
+        print_adapters(b, distinct, quantile(rate, b->reps, 0.5), quantile(one, b->reps, 0.5),
+                       quantile(ratio, b->reps, 0.5), ms);
+    free(ms);
+    free(other);
+    free(rate);
+    free(one);
+    free(ratio);
+    return code;
+}
+
 static enum err_code bench_prefill(struct bench *b, struct err *e)
 {
     double *ms = mem_array(b->reps, sizeof(*ms)), busy_s = 0;
@@ -207,7 +286,7 @@ static enum err_code bench_prefill(struct bench *b, struct err *e)
     for (size_t r = 0; code == ERR_OK && r < b->reps + 1; r++) { /* the first warms up */
         struct sequence *s = NULL;
         struct rdu_node_stats before;
-        code = open_sequence(b, 1, 1, &s, e);
+        code = open_sequence(b, b->expert, 1, 1, &s, e);
         rdu_node_stats(b->stack.node, &before);
         uint64_t start = clock_ns();
         if (code == ERR_OK)
@@ -267,7 +346,12 @@ static int run(const char *which, struct bench *b)
     if (code == ERR_OK) {
         b->read = rdu_node_measure_read(b->stack.node, 512 * BASE_MIB);
         rdu_node_measure_peaks(b->stack.node, &b->int8, &b->f32);
-        code = strcmp(which, "prefill") == 0 ? bench_prefill(b, &e) : bench_decode(b, which, &e);
+        if (strcmp(which, "adapters") == 0)
+            code = bench_adapters(b, &e);
+        else if (strcmp(which, "prefill") == 0)
+            code = bench_prefill(b, &e);
+        else
+            code = bench_decode(b, which, &e);
         stack_close(&b->stack);
     }
     conf_done(&c);
@@ -280,6 +364,8 @@ int cmd_bench(int argc, char **argv)
     struct bench b = {.tokens = 128, .reps = 5, .batch = 0};
     if (argc > 1 && (strcmp(argv[1], "switch") == 0 || strcmp(argv[1], "load") == 0))
         return cmd_bench_switch(argc - 1, argv + 1);
+    if (argc > 1 && strcmp(argv[1], "serve") == 0)
+        return cmd_bench_serve(argc - 1, argv + 1);
     if (argc > 1 && strcmp(argv[1], "variants") == 0)
         return cmd_bench_variants(argc - 1, argv + 1);
     const struct cli_option options[] = {
@@ -303,10 +389,13 @@ int cmd_bench(int argc, char **argv)
         {0}};
     const struct cli_spec spec = {
         "bench",
-        "decode|prefill|batch --model NAME|FILE",
+        "decode|prefill|batch|adapters --model NAME|FILE",
         "Times the engine itself: decode generates tokens one by one after --prompt tokens, batch "
         "does so for\n"
-        "--batch sequences at once, prefill runs a long prompt. The share of the limit is, for "
+        "--batch sequences at once, adapters does so with each sequence on another adapter over "
+        "the "
+        "model and with\n"
+        "all on one, prefill runs a long prompt. The share of the limit is, for "
         "decode, the\n"
         "weight bytes read per second over the read bandwidth; for the others the least time of "
         "the same work:\n"
@@ -314,6 +403,7 @@ int cmd_bench(int argc, char **argv)
         "the time\n"
         "taken. Bandwidth and peaks are measured in the same run with the same threads.\n\n"
         "'bench switch --help' and 'bench load --help': changing experts, here or of a server;\n"
+        "'bench serve --help': what HTTP costs beside the engine;\n"
         "'bench variants --help': many models out of one, to change between.",
         "  switchyard bench decode --model model.gguf --threads 2\n"
         "  switchyard bench decode --model model.gguf --prompt 1024\n"
@@ -327,10 +417,13 @@ int cmd_bench(int argc, char **argv)
     if (exit != CLI_RUN)
         return exit;
     bool batch = strcmp(which, "batch") == 0, decode = strcmp(which, "decode") == 0;
+    batch |= strcmp(which, "adapters") == 0;
     if (!batch && !decode && strcmp(which, "prefill") != 0)
-        return cli_wrong("bench", "'%s' is not a bench: decode, prefill or batch", which);
+        return cli_wrong(
+            "bench", "'%s' is not a bench: decode, prefill, batch, adapters, serve, switch or load",
+            which);
     if (!batch && b.batch > 1)
-        return cli_wrong("bench", "--batch belongs to 'bench batch'");
+        return cli_wrong("bench", "--batch belongs to 'bench batch' and 'bench adapters'");
     if (b.batch == 0)
         b.batch = batch ? 8 : 1;
     if (b.prompt == 0)
