@@ -79,6 +79,7 @@ struct conf {
     uint32_t sched_draft_tokens;  /* 4 */
     /* router */
     char *router_head;         /* file; "" = the store's */
+    char *router_encoder;      /* folder or GGUF file; "" = none */
     char *router_generalist;   /* expert name; "" = the first full expert */
     char **router_stages;      /* ["ngram"] */
     size_t router_stages_count;

@@ -184,6 +184,12 @@ const struct conf_key conf_top_keys[] = {
      TOP(router_head),
      .default_text = "",
      .help = "File of the trained routing head; empty = the store's."},
+    {.name = "router.encoder",
+     .kind = CONF_KIND_PATH,
+     TOP(router_encoder),
+     .default_text = "",
+     .help = "Sentence encoder of the head's second stage and of /v1/embeddings: a folder with "
+             "config.json and model.safetensors, or a GGUF file; empty = none."},
     {.name = "router.generalist",
      .kind = CONF_KIND_TEXT,
      TOP(router_generalist),

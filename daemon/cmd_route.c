@@ -8,8 +8,10 @@
 #include "daemon/cli.h"
 #include "daemon/commands.h"
 #include "daemon/json_print.h"
+#include "daemon/route_encoder.h"
 #include "router/router.h"
 
+#define ENCODER_HELP "folder or GGUF of the sentence encoder (default: router.encoder); 'none' for none"
 #define HEAD_HELP "the head (default: router.head of the configuration)"
 
 static enum err_code open_head(const char *path, struct router_head **ret, struct err *e)
@@ -23,6 +25,28 @@ static enum err_code open_head(const char *path, struct router_head **ret, struc
         code = router_head_open(path ? path : c.router_head, ret, e);
     conf_done(&c);
     return code;
+}
+
+/* NULL stays where none is named. */
+static enum err_code open_encoder(const char *path, struct route_encoder **ret, struct err *e)
+{
+    struct conf c;
+    conf_init(&c);
+    enum err_code code = conf_load_environment(&c, e);
+    const char *from = path ? path : c.router_encoder;
+    if (code == ERR_OK && *from != 0 && strcmp(from, "none") != 0)
+        code = route_encoder_open(from, ret, e);
+    conf_done(&c);
+    return code;
+}
+
+/* A head that has an encoder stage decides worse without it: say so. */
+static void warn_without_encoder(const struct router_head *h, const struct route_encoder *n)
+{
+    const struct router_encoder *view = route_encoder_view(n);
+    if (router_head_width(h) > 0 && (view == NULL || view->id != router_head_encoder_id(h)))
+        fprintf(stderr, "switchyard route: the head's encoder stage is not used: %s\n",
+                view ? "it was trained with another encoder" : "no encoder was named (--encoder)");
 }
 
 /* ---- one decision ----------------------------------------------------------------------------------------- */
@@ -58,9 +82,10 @@ static void print_decision(const struct router_head *h, const struct router_deci
 
 static int verb_text(int argc, char **argv)
 {
-    const char *head_path = NULL, *text = NULL;
+    const char *head_path = NULL, *encoder_path = NULL, *text = NULL;
     bool json = false;
     const struct cli_option options[] = {{"head", 0, CLI_TEXT, &head_path, "FILE", HEAD_HELP},
+                                         {"encoder", 0, CLI_TEXT, &encoder_path, "PATH", ENCODER_HELP},
                                          {"json", 0, CLI_FLAG, &json, NULL, "one JSON object"},
                                          {0}};
     const struct cli_spec spec = {
@@ -77,11 +102,18 @@ static int verb_text(int argc, char **argv)
         return exit;
     struct router_head *h = NULL;
     struct err e = {0};
+    struct route_encoder *encoder = NULL;
     if (open_head(head_path, &h, &e) != ERR_OK)
         return cli_refuse("route", &e);
+    if (open_encoder(encoder_path, &encoder, &e) != ERR_OK) {
+        router_head_close(&h);
+        return cli_refuse("route", &e);
+    }
+    warn_without_encoder(h, encoder);
     struct router_scratch *s = router_scratch_open(h);
     struct router_turn turn = {text, strlen(text)};
-    struct router_options opt = {.threshold = (double)NAN, .generalist_idx = -1};
+    struct router_options opt = {
+        .threshold = (double)NAN, .generalist_idx = -1, .encoder = route_encoder_view(encoder)};
     struct router_decision d;
     struct router_evidence ev[ROUTER_REASONS_MAX];
     float *scores = mem_array(router_head_labels(h), sizeof(*scores));
@@ -94,6 +126,7 @@ static int verb_text(int argc, char **argv)
     free(scores);
     router_scratch_close(&s);
     router_head_close(&h);
+    route_encoder_close(&encoder);
     return CLI_DONE;
 }
 
@@ -119,24 +152,55 @@ static void print_training(const struct router_train_report *r, const char *out,
 }
 
 #define TRAIN_FILES_MAX 16
+#define TRAIN_ENCODERS_MAX 8u
+
+/* One encoder for every thread that training may use: the model is small, and each has its own step. */
+struct training_encoders {
+    struct route_encoder *model[TRAIN_ENCODERS_MAX];
+    struct router_encoder view[TRAIN_ENCODERS_MAX];
+    size_t count;
+};
+
+static enum err_code open_training_encoders(const char *path, struct training_encoders *n, unsigned threads,
+                                            struct err *e)
+{
+    enum err_code code = ERR_OK;
+    for (unsigned i = 0; i < BASE_MIN(threads, TRAIN_ENCODERS_MAX) && code == ERR_OK; i++) {
+        code = open_encoder(path, &n->model[i], e);
+        if (code != ERR_OK || n->model[i] == NULL)
+            return code;
+        n->view[n->count++] = *route_encoder_view(n->model[i]);
+    }
+    return code;
+}
+
+static void close_training_encoders(struct training_encoders *n)
+{
+    for (size_t i = 0; i < n->count; i++)
+        route_encoder_close(&n->model[i]);
+}
 
 static int verb_train(int argc, char **argv)
 {
     const char *data_paths[TRAIN_FILES_MAX] = {0}, *val_path = NULL, *out = NULL;
+    const char *encoder_path = NULL, *cache_path = NULL;
     uint64_t seed = 0, threads = 0;
     bool json = false;
     const struct cli_option options[] = {
         {"out", 'o', CLI_TEXT, &out, "HEAD", "the head file to write (required)"},
         {"val", 0, CLI_TEXT, &val_path, "FILE", "rows for calibration (default: a tenth of DATA)"},
+        {"encoder", 0, CLI_TEXT, &encoder_path, "PATH", ENCODER_HELP},
+        {"cache", 0, CLI_TEXT, &cache_path, "FILE", "keep the encoder's vectors here: the next training is faster"},
         {"seed", 0, CLI_UINT, &seed, "N", "of what training draws (default 0)"},
         {"threads", 0, CLI_UINT, &threads, "N", "default: all usable; the result does not depend on it", 0, 256},
         {"json", 0, CLI_FLAG, &json, NULL, "print the report as one JSON object"},
         {0}};
     const struct cli_spec spec = {
         "route train", "DATA.jsonl... -o HEAD",
-        "Trains the n-gram router from lines {\"text\", \"expert\"}, of one file or several. The label `general`\n"
-        "means that no specialist should answer. Lines with \"source\": \"wording\" and a {} in the text are ways\n"
-        "to ask, filled with the inputs of other lines. The same data gives the same bytes.",
+        "Trains a router from lines {\"text\", \"expert\"}, of one file or several: n-grams, and with an encoder\n"
+        "the stage that is asked where they are not sure. The label `general` means that no specialist should\n"
+        "answer. Lines with \"source\": \"wording\" are ways to ask: {} is filled with the inputs of other lines,\n"
+        "{a|b} stands for one of its alternatives. The same data gives the same bytes.",
         "  switchyard route train data.jsonl wordings.jsonl --val held-out.jsonl -o router.head\n", options, 1,
         TRAIN_FILES_MAX};
     size_t args;
@@ -147,7 +211,10 @@ static int verb_train(int argc, char **argv)
         return cli_wrong("route train", "-o is missing: which file should be written?");
     struct router_data data = {0}, val = {0};
     struct router_train_options opt = {.seed = seed,
-                                       .threads = threads ? (unsigned)threads : cpu_count_usable()};
+                                       .threads = threads ? (unsigned)threads : cpu_count_usable(),
+                                       .max_bytes = 3 * 1000 * 1000,
+                                       .cache_path = cache_path};
+    struct training_encoders encoders = {0};
     struct router_train_report report = {0};
     struct buf head = {0};
     struct err e = {0};
@@ -160,7 +227,12 @@ static int verb_train(int argc, char **argv)
     if (code == ERR_OK && val_path)
         code = router_data_load(val_path, &val, &e);
     if (code == ERR_OK)
+        code = open_training_encoders(encoder_path, &encoders, opt.threads, &e);
+    opt.encoders = encoders.view;
+    opt.encoders_count = encoders.count;
+    if (code == ERR_OK)
         code = router_train(&data, val_path ? &val : NULL, &opt, &progress, &head, &report, &e);
+    close_training_encoders(&encoders);
     cli_bar_done(&bar);
     if (code == ERR_OK)
         code = file_write_atomic(out, head.data, head.len, &e);
@@ -195,11 +267,12 @@ static void print_eval_json(const struct router_head *h, const struct router_eva
     for (size_t i = 0; i < BASE_COUNT(r->coverage_curve) - 1; i++)
         json_array_append_new(curve, json_pack("[f,o]", 1 - (double)i * 0.05,
                                                real_or_null(r->coverage_curve[i])));
-    json_print_line(json_pack("{s:I,s:f,s:f,s:f,s:f,s:f,s:f,s:f,s:f,s:f,s:f,s:o,s:o,s:o}", "n", (json_int_t)r->n,
+    json_print_line(json_pack("{s:I,s:f,s:f,s:f,s:f,s:f,s:f,s:f,s:f,s:f,s:f,s:f,s:o,s:o,s:o}", "n", (json_int_t)r->n,
                          "accuracy", r->accuracy, "macro_f1", r->macro_f1, "ece", r->ece, "abstained",
                          r->abstained, "coverage", r->coverage, "latency_us_p50", r->latency_us_p50,
                          "latency_us_p99", r->latency_us_p99, "expert_to_general", r->expert_to_general,
-                         "expert_to_other", r->expert_to_other, "general_to_expert", r->general_to_expert,
+                         "expert_to_other", r->expert_to_other, "general_to_expert", r->general_to_expert, "encoder_share",
+                         r->answered_by[ROUTER_STAGE_ENCODER],
                          "per_expert", per, "coverage_curve", curve, "confusion", confusion));
 }
 
@@ -207,9 +280,10 @@ static void print_eval_text(const struct router_head *h, const struct router_eva
 {
     printf("%zu prompts: accuracy %.2f %%, macro F1 %.2f %%, ECE %.3f, abstained %.1f %%\n"
            "errors: expert to general %.2f %%, expert to other %.2f %%, general to expert %.2f %%\n"
-           "latency: p50 %.0f us, p99 %.0f us\n",
+           "latency: p50 %.0f us, p99 %.0f us; answered by n-grams %.1f %%, by the encoder %.1f %%\n",
            r->n, 100 * r->accuracy, 100 * r->macro_f1, r->ece, 100 * r->abstained, 100 * r->expert_to_general,
-           100 * r->expert_to_other, 100 * r->general_to_expert, r->latency_us_p50, r->latency_us_p99);
+           100 * r->expert_to_other, 100 * r->general_to_expert, r->latency_us_p50, r->latency_us_p99,
+           100 * r->answered_by[ROUTER_STAGE_NGRAM], 100 * r->answered_by[ROUTER_STAGE_ENCODER]);
     for (size_t i = 0; i < r->labels; i++)
         if (isfinite(r->per_label[i]))
             printf("  %-20s %6.2f %%\n", router_head_label(h, i), 100 * r->per_label[i]);
@@ -219,9 +293,11 @@ static void print_eval_text(const struct router_head *h, const struct router_eva
 
 static int verb_eval(int argc, char **argv)
 {
-    const char *data_path = NULL, *head_path = NULL;
+    const char *data_path = NULL, *head_path = NULL, *encoder_path = NULL, *stage = "cascade";
     bool json = false;
     const struct cli_option options[] = {{"head", 0, CLI_TEXT, &head_path, "FILE", HEAD_HELP},
+                                         {"encoder", 0, CLI_TEXT, &encoder_path, "PATH", ENCODER_HELP},
+                                         {"stage", 0, CLI_TEXT, &stage, "NAME", "cascade (default), ngram or encoder: measure a stage by itself"},
                                          {"json", 0, CLI_FLAG, &json, NULL, "one JSON object"},
                                          {0}};
     const struct cli_spec spec = {"route eval", "DATA.jsonl",
@@ -236,8 +312,17 @@ static int verb_eval(int argc, char **argv)
     struct router_data data = {0};
     struct router_eval_report r = {0};
     struct router_options opt = {.threshold = (double)NAN, .generalist_idx = -1};
+    struct route_encoder *encoder = NULL;
     struct err e = {0};
+    if (strcmp(stage, "cascade") != 0 && strcmp(stage, "ngram") != 0 && strcmp(stage, "encoder") != 0)
+        return cli_wrong("route eval", "--stage is cascade, ngram or encoder");
     enum err_code code = open_head(head_path, &h, &e);
+    if (code == ERR_OK && strcmp(stage, "ngram") != 0)
+        code = open_encoder(encoder_path, &encoder, &e);
+    if (code == ERR_OK && strcmp(stage, "ngram") != 0)
+        warn_without_encoder(h, encoder);
+    opt.encoder = route_encoder_view(encoder);
+    opt.encoder_always = strcmp(stage, "encoder") == 0;
     if (code == ERR_OK)
         code = router_data_load(data_path, &data, &e);
     if (code == ERR_OK)
@@ -247,6 +332,7 @@ static int verb_eval(int argc, char **argv)
     router_eval_report_done(&r);
     router_data_done(&data);
     router_head_close(&h);
+    route_encoder_close(&encoder);
     return code == ERR_OK ? CLI_DONE : cli_refuse("route eval", &e);
 }
 

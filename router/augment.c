@@ -2,6 +2,7 @@
  */
 #include "router/augment.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -34,11 +35,12 @@ struct span {
     size_t len;
 };
 
-/* A request around a hole for the input. */
+/* A request, with or without a hole for the input. */
 struct wording {
     uint32_t label;
     struct span before, after;
     bool given;
+    const char *pattern; /* of a given one: alternatives are drawn anew for every copy; else NULL */
 };
 
 struct content {
@@ -85,10 +87,72 @@ static void add_made(struct augmenter *a, const char *text, size_t len, uint32_t
                                           .counted = counted};
 }
 
+/* ---- patterns
+ * ------------------------------------------------------------------------------------ */
+
+/* End of the group that opens at `p`, and how many bars separate its alternatives; NULL if it never
+ * closes. Groups may nest, and hold holes. */
+static const char *group_end(const char *p, const char *end, size_t *ret_bars)
+{
+    size_t depth = 0, bars = 0;
+    for (const char *at = p; at < end; at++) {
+        depth += *at == '{';
+        bars += *at == '|' && depth == 1;
+        if (*at == '}' && --depth == 0) {
+            *ret_bars = bars;
+            return at;
+        }
+    }
+    return NULL;
+}
+
+/* The n-th alternative of the group [open, close]. */
+static struct span alternative(const char *open, const char *close, size_t n)
+{
+    size_t depth = 0, bars = 0;
+    const char *from = open + 1;
+    for (const char *at = open; at <= close; at++) {
+        depth += *at == '{';
+        bool ends = (*at == '|' && depth == 1) || at == close;
+        depth -= *at == '}';
+        if (!ends)
+            continue;
+        if (bars++ == n)
+            return (struct span){from, (size_t)(at - from)};
+        from = at + 1;
+    }
+    return (struct span){from, 0};
+}
+
+/* A pattern with one alternative drawn per group. What only looks like a group stays as it is. */
+static void draw_pattern(struct rng *rng, struct span s, struct buf *out)
+{
+    const char *end = s.text + s.len;
+    for (const char *p = s.text; p < end; p++) {
+        size_t bars = 0;
+        const char *close = *p == '{' ? group_end(p, end, &bars) : NULL;
+        if (!close || bars == 0) {
+            buf_append(out, p, 1);
+            continue;
+        }
+        draw_pattern(rng, alternative(p, close, rng_below(rng, bars + 1)), out);
+        p = close;
+    }
+}
+
 bool augment_is_wording(const struct router_row *row)
 {
-    return strcmp(row->source, AUGMENT_SOURCE_WORDING) == 0 &&
-           strstr(augment_last_turn(row->text), AUGMENT_HOLE) != NULL;
+    const char *text = augment_last_turn(row->text);
+    if (strcmp(row->source, AUGMENT_SOURCE_WORDING) != 0)
+        return false;
+    if (strstr(text, AUGMENT_HOLE))
+        return true;
+    for (const char *p = strchr(text, '{'); p; p = strchr(p + 1, '{')) {
+        size_t bars = 0;
+        if (group_end(p, text + strlen(text), &bars) && bars > 0)
+            return true;
+    }
+    return false;
 }
 
 /* ---- finding the wordings
@@ -212,16 +276,9 @@ static void read_group(struct augmenter *a, size_t begin, size_t end)
 static void read_given(struct augmenter *a, size_t row)
 {
     const char *text = augment_last_turn(a->rows[row]->text);
-    const char *hole = strstr(text, AUGMENT_HOLE);
-    if (!hole)
-        return;
-    const char *rest = hole + strlen(AUGMENT_HOLE);
-    a->wordings[a->wordings_count++] = (struct wording){
-        .label = a->label[row],
-        .before = {text, (size_t)(hole - text)},
-        .after = {rest, strlen(rest)},
-        .given = true,
-    };
+    if (augment_is_wording(a->rows[row]))
+        a->wordings[a->wordings_count++] =
+            (struct wording){.label = a->label[row], .given = true, .pattern = text};
 }
 
 static bool is_given(const struct router_row *row)
@@ -275,32 +332,71 @@ static void append_page(struct augmenter *a, const struct wording *w, struct buf
     }
 }
 
-/* One row: the wording around an input of its own label (`same`) or of another. */
-static void add_filled(struct augmenter *a, const struct wording *w, bool same, struct buf *text)
+/* What stands before and after the input of one copy of a given wording, `drawn` holding both.
+ * False: it has no hole, and is the request. */
+static bool draw_wording(struct augmenter *a, const struct wording *w, struct buf *drawn,
+                         struct span *before, struct span *after)
 {
-    const struct content *c = draw_content(a, w->label, same);
-    if (!c)
+    buf_clear(drawn);
+    draw_pattern(&a->rng, (struct span){w->pattern, strlen(w->pattern)}, drawn);
+    const char *text = drawn->data ? drawn->data : "", *hole = strstr(text, AUGMENT_HOLE);
+    *before = (struct span){text, hole ? (size_t)(hole - text) : strlen(text)};
+    *after = (struct span){"", 0};
+    if (hole)
+        *after = (struct span){hole + strlen(AUGMENT_HOLE), strlen(hole + strlen(AUGMENT_HOLE))};
+    return hole != NULL;
+}
+
+/* One row: the wording around an input of its own label (`same`) or of another. */
+static void add_filled(struct augmenter *a, const struct wording *w, bool same, struct buf *text,
+                       struct buf *drawn)
+{
+    struct span before = w->before, after = w->after;
+    bool hole = !w->pattern || draw_wording(a, w, drawn, &before, &after);
+    const struct content *c = hole ? draw_content(a, w->label, same) : NULL;
+    if (hole ? !c : !same)
         return;
     buf_clear(text);
-    buf_append(text, w->before.text, w->before.len);
-    buf_append(text, c->span.text, c->span.len);
+    buf_append(text, before.text, before.len);
+    if (hole)
+        buf_append(text, c->span.text, c->span.len);
     if (!same && rng_f64(&a->rng) < a->opt->long_share)
         append_page(a, w, text);
-    buf_append(text, w->after.text, w->after.len);
+    buf_append(text, after.text, after.len);
+    if (!has_word((struct span){text->data ? text->data : "", text->len}))
+        return;
     add_made(a, text->data, text->len, w->label, same ? a->opt->fill_weight : a->opt->swap_weight,
              true);
 }
 
+/* Copies of a wording: the more it can become, the more. */
+static uint32_t copies_of(const struct wording *w, uint32_t plain)
+{
+    double variants = 1.0;
+    const char *end = w->pattern ? w->pattern + strlen(w->pattern) : NULL;
+    for (const char *p = w->pattern; p && p < end; p++) {
+        size_t bars = 0;
+        const char *close = *p == '{' ? group_end(p, end, &bars) : NULL;
+        if (!close || bars == 0)
+            continue;
+        variants *= (double)(bars + 1);
+        p = close;
+    }
+    return (uint32_t)lround((double)plain * BASE_MIN(3.0, sqrt(variants)));
+}
+
 static void make_filled(struct augmenter *a)
 {
-    struct buf text = {0};
+    struct buf text = {0}, drawn = {0};
     for (size_t i = 0; i < a->wordings_count; i++) {
         const struct wording *w = &a->wordings[i];
-        uint32_t fills = w->given ? a->opt->fill_copies : 0;
-        for (uint32_t n = 0; n < fills + a->opt->swap_copies; n++)
-            add_filled(a, w, n < fills, &text);
+        uint32_t fills = w->given ? copies_of(w, a->opt->fill_copies) : 0;
+        uint32_t swaps = copies_of(w, a->opt->swap_copies);
+        for (uint32_t n = 0; n < fills + swaps; n++)
+            add_filled(a, w, n < fills, &text, &drawn);
     }
     buf_done(&text);
+    buf_done(&drawn);
 }
 
 /* Leave words out; at least one stays. */

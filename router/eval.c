@@ -18,6 +18,7 @@ struct outcome {
     bool right;      /* the answer */
     bool best_right; /* the best label, which is what the confidence is about */
     bool abstained, counted;
+    enum router_stage stage;
 };
 
 struct evaluation {
@@ -69,6 +70,7 @@ static void decide_row(struct evaluation *v, struct router_scratch *s, const str
         .best_right = truth >= 0 && truth == d.best_idx,
         .abstained = d.reason == ROUTER_REASON_ABSTAIN,
         .counted = strcmp(row->expert, LABEL_ANY) != 0,
+        .stage = d.stage,
     };
     v->counted += v->outcomes[i].counted;
 }
@@ -184,6 +186,8 @@ static void sum_totals(const struct evaluation *v, struct router_eval_report *r)
         confidence[n] = o->confidence;
         hit[n++] = o->best_right;
     }
+    for (size_t i = 0; i < v->count; i++)
+        r->answered_by[v->outcomes[i].stage] += 1.0 / (double)v->count;
     r->n = v->counted;
     r->accuracy = share(right, n);
     r->abstained = share(abstained, n);

@@ -1,8 +1,9 @@
-/* router/: which expert should answer. Rules -> scores -> choice (design/routing.md). This room
- * holds the n-gram stage: hashed word and character n-grams, a linear head, temperature calibration
- * and abstention to the generalist. Decisions are pure functions of head, text and options: any
- * thread, no I/O, no allocation beyond a caller-owned scratch. Source: Samba-CoE (arXiv 2405.07518,
- * 2). */
+/* router/: which expert should answer. Rules -> scores -> choice (design/routing.md). Scores come
+ * from a cascade: hashed word and character n-grams with a linear head, microseconds on any thread;
+ * where they are not entitled to answer, a sentence encoder's vector with a head of its own, mixed
+ * with what the n-grams said. Both are calibrated and abstain to the generalist. Decisions are pure
+ * functions of head, text and options: any thread, no I/O, no allocation beyond a caller-owned
+ * scratch; the encoder is the caller's. Source: Samba-CoE (arXiv 2405.07518, 2). */
 #ifndef SWITCHYARD_ROUTER_H
 #define SWITCHYARD_ROUTER_H
 
@@ -25,6 +26,10 @@ void router_head_close(struct router_head **h);
 size_t router_head_labels(const struct router_head *h);
 const char *router_head_label(const struct router_head *h, size_t label_idx);
 
+/* The encoder stage's vector width, 0 = the head has none, and the encoder it was trained with. */
+size_t router_head_width(const struct router_head *h);
+uint64_t router_head_encoder_id(const struct router_head *h);
+
 /* Working memory of one deciding thread. */
 struct router_scratch;
 struct router_scratch *router_scratch_open(const struct router_head *h);
@@ -36,29 +41,50 @@ struct router_turn {
     size_t len;
 };
 
+/* A sentence encoder as the caller runs it: vectors [count, width] of length 1. It may wait for
+ * another thread. A failure is no error of the router: the n-gram stage answers. */
+struct router_encoder {
+    size_t width;
+    uint64_t id;
+    void *ctx;
+    enum err_code (*encode)(void *ctx, const struct router_turn *texts, size_t count, float *ret,
+                            struct err *e);
+};
+
 struct router_options {
     double threshold;          /* below this confidence: abstain; NAN = the head's own */
     const bool *label_allowed; /* [labels] or NULL = all; labels that name no expert are false */
-    int generalist_idx; /* label that means "no specialist", -1 = the head's own ("general") */
+    const struct router_encoder *encoder; /* NULL, or another than the head's: n-grams alone */
+    const struct router_prototypes *prototypes; /* NULL = none; needs the encoder */
+    bool encoder_always; /* ask the encoder for every prompt: to measure the stage by itself */
+    int generalist_idx;  /* label that means "no specialist", -1 = the head's own ("general") */
 };
 
 enum router_reason {
-    ROUTER_REASON_MODEL,   /* the client named the expert; the router was not asked */
-    ROUTER_REASON_ONLY,    /* there is only one expert */
-    ROUTER_REASON_NGRAM,   /* the n-gram stage was sure */
-    ROUTER_REASON_GENERAL, /* the n-gram stage says: no specialist */
-    ROUTER_REASON_ABSTAIN, /* not sure enough: generalist */
-    ROUTER_REASON_EMPTY,   /* nothing to read: generalist */
-    ROUTER_REASON_NO_HEAD, /* no head is loaded: generalist */
+    ROUTER_REASON_MODEL,     /* the client named the expert; the router was not asked */
+    ROUTER_REASON_ONLY,      /* there is only one expert */
+    ROUTER_REASON_NGRAM,     /* the n-gram stage was sure */
+    ROUTER_REASON_ENCODER,   /* the encoder stage was sure */
+    ROUTER_REASON_PROTOTYPE, /* closest to an expert's examples */
+    ROUTER_REASON_GENERAL,   /* the scores say: no specialist */
+    ROUTER_REASON_ABSTAIN,   /* not sure enough: generalist */
+    ROUTER_REASON_EMPTY,     /* nothing to read: generalist */
+    ROUTER_REASON_NO_HEAD,   /* no head is loaded: generalist */
 };
 const char *router_reason_name(enum router_reason r); /* "model", "ngram", "abstain", ... */
+
+enum router_stage { ROUTER_STAGE_NGRAM, ROUTER_STAGE_ENCODER, ROUTER_STAGE_LLM, ROUTER_STAGES };
+const char *router_stage_name(enum router_stage s); /* "ngram" */
 
 struct router_decision {
     int label_idx; /* -1 = the generalist without a label (empty text, no head) */
     char label[ROUTER_NAME_MAX];
     double confidence; /* calibrated probability of the best label, before abstention */
     enum router_reason reason;
-    int best_idx; /* best label even when abstaining */
+    int best_idx;            /* best label even when abstaining */
+    enum router_stage stage; /* the most expensive one that was asked about the last turn */
+    int prototype_idx;       /* the expert added by example that was chosen, -1 = none */
+    uint64_t stage_ns[ROUTER_STAGES]; /* host time spent in each */
 };
 
 /* Decide for a conversation. Cost is bounded: the first and last kilobytes of a long text count.
@@ -114,10 +140,15 @@ struct router_train_options {
     double holdout;                /* share kept for calibration when `val` is NULL; 0 = 0.1 */
     uint64_t seed;
     unsigned threads;
+    /* NULL: the head gets no encoder stage. Two of them on two threads halve the time. */
+    const struct router_encoder *encoders;
+    size_t encoders_count;
+    const char *cache_path; /* file of vectors by text, read and written; NULL = none */
 };
 struct router_train_report {
     size_t rows, labels, features, head_bytes;
     double train_accuracy, val_accuracy, temperature, threshold, ece, seconds;
+    size_t encoded; /* texts whose vectors were computed, not found in the cache */
 };
 /* Deterministic: same data and options give the same bytes, whatever the thread count. `val` may be
  * NULL: every n-th row of each label is held out for temperature and threshold (with too few
@@ -127,6 +158,24 @@ enum err_code router_train(const struct router_data *train, const struct router_
                            struct buf *ret_head, struct router_train_report *report,
                            struct err *e) BASE_NODISCARD;
 
+/* ---- experts added by example ------------------------------------------------------------------
+ */
+
+/* Experts that the head has no label for, known by a description and a few prompts: a prompt goes
+ * to one of them when it is closer to its examples than to the head's sample of everything else.
+ * Immutable after the last add. */
+struct router_prototypes;
+struct router_prototypes *router_prototypes_open(const struct router_head *h);
+void router_prototypes_close(struct router_prototypes **p);
+/* `texts`: examples, and the description if there is one. ERR_UNSUPPORTED if the head has no
+ * encoder stage of this encoder. *ret_idx is what router_decision.prototype_idx names. */
+enum err_code router_prototypes_add(struct router_prototypes *p, const char *name,
+                                    const struct router_encoder *encoder,
+                                    const struct router_turn *texts, size_t count, int *ret_idx,
+                                    struct err *e) BASE_NODISCARD;
+size_t router_prototypes_count(const struct router_prototypes *p);
+const char *router_prototypes_name(const struct router_prototypes *p, size_t idx);
+
 struct router_eval_report {
     size_t n, labels;
     double accuracy, macro_f1, ece, abstained, coverage;
@@ -135,7 +184,8 @@ struct router_eval_report {
         general_to_expert; /* shares, see router-baselines.md */
     double
         *per_label; /* [labels + 1] accuracy by true label (NAN if absent), last: unknown label */
-    uint32_t *confusion;       /* [labels x labels], row = truth */
+    uint32_t *confusion;               /* [labels x labels], row = truth */
+    double answered_by[ROUTER_STAGES]; /* share of prompts whose last asked stage it was */
     double coverage_curve[21]; /* accuracy of the most confident 100, 95, ... 0 % ([20] = NAN) */
 };
 /* Rows labelled "any" count for latency only. Abstention counts as an answer "general". */

@@ -7,6 +7,7 @@
 #include "router/calibrate.h"
 #include "router/head.h"
 #include "router/solver.h"
+#include "router/train_encoder.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -24,13 +25,26 @@
 
 struct train_knobs train_knobs_default(void)
 {
-    return (struct train_knobs){
+    struct train_knobs k = {
         .augment = augment_options_default(),
         .rows_min = 2,
         .general_shift = -0.6,
         .threshold_max = 0.5,
         .stay = 0.2,
+        .encoder_augment = augment_options_default(),
+        .encoder_l2 = 2.5e-5,
+        .encoder_general_shift = -0.3,
+        .mix = 1.0,
+        .encoder_iterations = 60,
+        .entitled_right = 0.995,
+        .general_samples = 600,
+        .expert_samples = 60,
+        .holdout_every = 4,
     };
+    k.encoder_augment.drop_copies = 0;
+    k.encoder_augment.fill_copies = 4;
+    k.encoder_augment.swap_copies = 3;
+    return k;
 }
 
 /* Everything one training owns. */
@@ -53,6 +67,8 @@ struct trainer {
     struct sparse matrix;
     struct softmax_fit fit;
     struct router_head *head;
+    struct encoder_stage stage; /* width 0 = none */
+    size_t encoded;             /* texts whose vectors were not in the cache */
 };
 
 /* ---- labels and rows ----------------------------------------------------------------------------
@@ -173,7 +189,13 @@ static size_t max_bytes_of(const struct trainer *t)
 static size_t columns_max(const struct trainer *t)
 {
     size_t fixed, room = 0;
-    if (head_bytes(&t->geometry, t->labels_count, 0, &fixed) && fixed < max_bytes_of(t))
+    size_t stage = 0, samples = 0;
+    if (t->opt->encoders_count > 0)
+        samples = t->knobs->general_samples + t->labels_count * t->knobs->expert_samples;
+    if (head_bytes(&t->geometry, t->labels_count, 0, &fixed) &&
+        head_encoder_bytes(t->labels_count, t->opt->encoders_count ? t->opt->encoders[0].width : 0,
+                           samples, &stage) &&
+        size_add(fixed, stage, &fixed) && fixed < max_bytes_of(t))
         room = (max_bytes_of(t) - fixed) / t->labels_count;
     return BASE_MIN(room, PARAMS_MAX / t->labels_count);
 }
@@ -356,6 +378,8 @@ static enum err_code build_head(struct trainer *t, double temperature, double th
         .present = present,
         .weights = weights,
     };
+    if (t->stage.width > 0)
+        stage_put(&t->stage, &parts);
     head_write(&parts, ret);
     free(scale);
     free(bias);
@@ -386,7 +410,8 @@ static double fit_temperature(const struct trainer *t)
 }
 
 static enum err_code measure(const struct trainer *t, const struct router_row **rows, size_t count,
-                             double threshold, double *ret_accuracy, double *ret_ece, struct err *e)
+                             double threshold, const struct router_encoder *encoder,
+                             double *ret_accuracy, double *ret_ece, struct err *e)
 {
     *ret_accuracy = *ret_ece = (double)NAN;
     if (count == 0)
@@ -394,7 +419,7 @@ static enum err_code measure(const struct trainer *t, const struct router_row **
     struct router_data data = {.rows = mem_array(count, sizeof(*data.rows)), .count = count};
     for (size_t i = 0; i < count; i++)
         data.rows[i] = *rows[i]; /* borrowed strings */
-    struct router_options opt = {.threshold = threshold, .generalist_idx = -1};
+    struct router_options opt = {.threshold = threshold, .generalist_idx = -1, .encoder = encoder};
     struct router_eval_report r = {0};
     enum err_code code = router_eval(t->head, &data, &opt, &r, e);
     if (code == ERR_OK) {
@@ -415,7 +440,7 @@ static enum err_code fit_threshold(const struct trainer *t, double *ret, struct 
     enum err_code code = ERR_OK;
     for (int i = 0; code == ERR_OK && step * i <= t->knobs->threshold_max + 1e-9; i++) {
         double accuracy;
-        code = measure(t, t->val_rows, t->val_count, step * i, &accuracy, &ignored, e);
+        code = measure(t, t->val_rows, t->val_count, step * i, NULL, &accuracy, &ignored, e);
         best = fmax(best, accuracy);
         if (accuracy >= best - cost_max)
             threshold = step * i;
@@ -433,13 +458,16 @@ static enum err_code report_on(struct trainer *t, size_t head_len, uint64_t star
         .labels = t->labels_count,
         .features = t->head->header.features,
         .head_bytes = head_len,
+        .encoded = t->encoded,
         .temperature = (double)t->head->header.temperature,
         .threshold = (double)t->head->header.threshold,
     };
     enum err_code code =
-        measure(t, t->rows, t->rows_count, (double)NAN, &r.train_accuracy, &ignored, e);
+        measure(t, t->rows, t->rows_count, (double)NAN, NULL, &r.train_accuracy, &ignored, e);
     if (code == ERR_OK)
-        code = measure(t, t->val_rows, t->val_count, (double)NAN, &r.val_accuracy, &r.ece, e);
+        code = measure(t, t->val_rows, t->val_count, (double)NAN,
+                       t->opt->encoders_count > 0 ? &t->opt->encoders[0] : NULL, &r.val_accuracy,
+                       &r.ece, e);
     r.seconds = (double)(clock_ns() - started_ns) / 1e9;
     if (code == ERR_OK && report)
         *report = r;
@@ -448,6 +476,8 @@ static enum err_code report_on(struct trainer *t, size_t head_len, uint64_t star
 
 /* ---- steps in order
  * ------------------------------------------------------------------------------------ */
+
+static void trainer_done(struct trainer *t);
 
 static enum err_code check_options(const struct trainer *t, struct err *e)
 {
@@ -489,6 +519,136 @@ static enum err_code calibrate(struct trainer *t, struct buf *head, struct err *
     return code == ERR_OK ? build_head(t, temperature, threshold, head, e) : code;
 }
 
+/* ---- the encoder stage -------------------------------------------------------------------------
+ */
+
+/* The rows that both stages of a head learn from or are measured with, as samples. */
+static void take_samples(struct trainer *t, const struct router_row *const *rows,
+                         const uint32_t *label, size_t count, struct sample_list *ret)
+{
+    struct augment_options augment = t->knobs->encoder_augment;
+    augment.seed += t->opt->seed;
+    augment.general_idx = t->general_idx;
+    augment_rows(rows, label, count, &augment, ret);
+}
+
+static enum err_code fit_stage(struct trainer *t, struct err *e)
+{
+    struct sample_list samples = {0};
+    struct encoded x = {0};
+    take_samples(t, t->rows, t->row_label, t->rows_count, &samples);
+    enum err_code code =
+        encoded_make(samples.items, samples.count, t->opt, t->progress, &x, &t->encoded, e);
+    if (code == ERR_OK)
+        code = stage_solve(&x, t->labels_count, t->general_idx, t->opt, t->knobs, t->progress,
+                           &t->stage, e);
+    if (code == ERR_OK)
+        stage_keep_samples(&x, t->general_idx, t->knobs, &t->stage);
+    encoded_done(&x);
+    sample_list_done(&samples);
+    return code;
+}
+
+/* Every n-th given wording, so that calibration sees requests in words that were not learned. */
+static bool is_held_wording(const struct trainer *t, const struct router_row *row, size_t *seen)
+{
+    return t->knobs->holdout_every > 0 && strcmp(row->source, AUGMENT_SOURCE_WORDING) == 0 &&
+           ++*seen % t->knobs->holdout_every == 0;
+}
+
+/* A head like t's that has not seen the held wordings: what it is unsure of, t's would have been on
+ * wordings of other people. */
+static enum err_code open_shadow(struct trainer *t, struct trainer *shadow, struct err *e)
+{
+    size_t seen = 0;
+    struct buf head = {0};
+    *shadow = (struct trainer){.opt = t->opt,
+                               .knobs = t->knobs,
+                               .progress = t->progress,
+                               .labels_count = t->labels_count,
+                               .general_idx = t->general_idx,
+                               .geometry = t->geometry,
+                               .val_count = t->val_count};
+    shadow->labels = mem_array(t->labels_count, sizeof(*t->labels));
+    memcpy(shadow->labels, t->labels, t->labels_count * sizeof(*t->labels));
+    shadow->rows = mem_array(t->rows_count + 1, sizeof(*shadow->rows));
+    shadow->row_label = mem_array(t->rows_count + 1, sizeof(*shadow->row_label));
+    shadow->val_rows = mem_array(t->val_count + 1, sizeof(*shadow->val_rows));
+    memcpy(shadow->val_rows, t->val_rows, t->val_count * sizeof(*t->val_rows));
+    for (size_t i = 0; i < t->rows_count; i++)
+        if (!is_held_wording(t, t->rows[i], &seen)) {
+            shadow->row_label[shadow->rows_count] = t->row_label[i];
+            shadow->rows[shadow->rows_count++] = t->rows[i];
+        }
+    enum err_code code = learn(shadow, e);
+    if (code == ERR_OK)
+        code = fit_stage(shadow, e);
+    if (code == ERR_OK)
+        code = calibrate(shadow, &head, e);
+    t->encoded += shadow->encoded;
+    buf_done(&head);
+    return code;
+}
+
+/* Validation rows, and the held wordings around the inputs that there are. */
+static enum err_code calibration_set(struct trainer *t, struct sample_list *ret, struct err *e)
+{
+    size_t seen = 0, count = 0;
+    const struct router_row **rows = mem_array(t->rows_count + t->val_count + 1, sizeof(*rows));
+    uint32_t *label = mem_array(t->rows_count + t->val_count + 1, sizeof(*label));
+    struct router_row *plain = mem_array(t->val_count + 1, sizeof(*plain));
+    for (size_t i = 0; i < t->val_count; i++) {
+        plain[i] = *t->val_rows[i];
+        rows[count] = &plain[i];
+        label[count++] = (uint32_t)find_label(t, plain[i].expert);
+    }
+    for (size_t i = 0; i < t->rows_count; i++)
+        if (is_held_wording(t, t->rows[i], &seen)) {
+            rows[count] = t->rows[i];
+            label[count++] = t->row_label[i];
+        }
+    struct sample_list all = {0};
+    take_samples(t, rows, label, count, &all);
+    *ret = all;
+    free(rows);
+    free(label);
+    free(plain);
+    return all.count > 0 ? ERR_OK : err_set(e, ERR_INVALID, "no rows to calibrate with");
+}
+
+/* Temperature and thresholds of the cascade for wordings that are new to it. */
+static enum err_code calibrate_stage(struct trainer *t, struct err *e)
+{
+    struct trainer shadow = {0};
+    struct sample_list samples = {0};
+    struct encoded x = {0};
+    bool held = t->knobs->holdout_every > 0;
+    enum err_code code = held ? open_shadow(t, &shadow, e) : ERR_OK;
+    if (code == ERR_OK)
+        code = calibration_set(t, &samples, e);
+    if (code == ERR_OK)
+        code = encoded_make(samples.items, samples.count, t->opt, t->progress, &x, &t->encoded, e);
+    if (code == ERR_OK)
+        stage_calibrate(held ? shadow.head : t->head, &x, t->knobs, &t->stage);
+    encoded_done(&x);
+    sample_list_done(&samples);
+    trainer_done(&shadow);
+    return code;
+}
+
+/* After the n-gram stage: the same head with both. */
+static enum err_code add_stage(struct trainer *t, struct buf *head, struct err *e)
+{
+    double temperature = (double)t->head->header.temperature;
+    double threshold = (double)t->head->header.threshold;
+    enum err_code code = fit_stage(t, e);
+    if (code == ERR_OK)
+        code = build_head(t, temperature, threshold, head, e);
+    if (code == ERR_OK)
+        code = calibrate_stage(t, e);
+    return code == ERR_OK ? build_head(t, temperature, threshold, head, e) : code;
+}
+
 static void trainer_done(struct trainer *t)
 {
     free(t->labels);
@@ -502,6 +662,7 @@ static void trainer_done(struct trainer *t)
     sparse_done(&t->matrix);
     free(t->fit.weights);
     router_head_close(&t->head);
+    stage_done(&t->stage);
 }
 
 enum err_code train_with(const struct router_data *train, const struct router_data *val,
@@ -522,6 +683,8 @@ enum err_code train_with(const struct router_data *train, const struct router_da
         code = learn(&t, e);
     if (code == ERR_OK)
         code = calibrate(&t, &head, e);
+    if (code == ERR_OK && opt->encoders_count > 0)
+        code = add_stage(&t, &head, e);
     if (code == ERR_OK)
         code = report_on(&t, head.len, started_ns, report, e);
     trainer_done(&t);

@@ -16,6 +16,13 @@ struct train_knobs {
     double general_shift;
     double threshold_max; /* highest the head's threshold may be set to */
     double stay;          /* see head.h */
+    /* The encoder stage. */
+    struct augment_options encoder_augment; /* no words are left out: the encoder reads sentences */
+    double encoder_l2, encoder_general_shift, mix;
+    uint32_t encoder_iterations;
+    double entitled_right; /* share right among what the n-gram stage answers alone */
+    uint32_t general_samples, expert_samples;
+    uint32_t holdout_every; /* of the given wordings every n-th is kept for calibration; 0 = none */
 };
 struct train_knobs train_knobs_default(void);
 
