@@ -46,6 +46,7 @@ struct conf {
     /* server */
     char *server_host;         /* 127.0.0.1 */
     uint16_t server_port;      /* 8080 */
+    uint16_t server_admin_port; /* 0 = none: /admin is at the store's admin.sock alone */
     char **server_api_keys;
     size_t server_api_keys_count;
     char **server_cors_origins;

@@ -24,6 +24,13 @@ const struct conf_key conf_top_keys[] = {
      RANGE(0, 65535),
      .default_text = "8080",
      .help = "TCP port; 0 takes a free one and prints it."},
+    {.name = "server.admin_port",
+     .kind = CONF_KIND_UINT16,
+     TOP(server_admin_port),
+     RANGE(0, 65535),
+     .default_text = "0",
+     .help = "TCP port of 127.0.0.1 for /admin; 0 = none. The socket admin.sock in the store "
+             "always answers."},
     {.name = "server.api_keys",
      TOP_LIST(server_api_keys),
      .default_text = "",

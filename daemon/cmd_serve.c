@@ -55,9 +55,9 @@ static void tell_manager(const char *state)
  * that the main thread lives. */
 static void watch(struct server *s, bool *told)
 {
-    if (!*told && engine_ready(s->engine)) {
+    if (!*told && server_ready(s)) {
         tell_manager("READY=1");
-        logger_event(s->log, LOG_INFO, "ready", "the generalist is in memory");
+        logger_event(s->log, LOG_INFO, "ready", "the generalist and what is held are in memory");
         *told = true;
     }
     if (*told)

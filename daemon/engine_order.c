@@ -205,6 +205,24 @@ static void prefetch(struct engine *g, struct engine_order *o)
                 expert_info(o->expert)->name);
 }
 
+/* Where everything is, for whoever asks from another thread. */
+static void show_places(struct engine *g)
+{
+    for (size_t i = 0; i < experts_count(g->opt.experts); i++) {
+        const struct expert *ex = experts_at(g->opt.experts, i);
+        struct engine_place p = {.held = g->memory[i].held ||
+                                         ex == (g->holding ? g->opt.generalist : NULL)};
+        size_t count = 0;
+        const uint32_t *segs = expert_ok(ex, NULL) ? own_segments(ex, &count) : NULL;
+        for (size_t k = 0; k < count; k++)
+            p.bytes[memtier_where(g->opt.memtier, segs[k])] +=
+                memtier_segment_bytes(g->opt.memtier, segs[k]);
+        lock_take(&g->stats_lock);
+        g->places[i] = p;
+        lock_drop(&g->stats_lock);
+    }
+}
+
 /* True = it goes on. */
 static bool begin_order(struct engine *g, struct engine_order *o)
 {
@@ -230,6 +248,9 @@ static bool begin_order(struct engine *g, struct engine_order *o)
         if (memtier_set_budget(g->opt.memtier, o->hbm_bytes, &o->error) == ERR_OK)
             o->bytes = o->hbm_bytes;
         break;
+    case ENGINE_ORDER_LOOK:
+        show_places(g);
+        break;
     }
     return false;
 }
@@ -253,28 +274,9 @@ static bool continue_order(struct engine *g, struct engine_order *o)
 /* ---- what the engine's loop calls
  * ----------------------------------------------------------------------- */
 
-/* Where everything is, for whoever asks from another thread. */
-static void show_places(struct engine *g)
-{
-    for (size_t i = 0; i < experts_count(g->opt.experts); i++) {
-        const struct expert *ex = experts_at(g->opt.experts, i);
-        struct engine_place p = {.held = g->memory[i].held ||
-                                         ex == (g->holding ? g->opt.generalist : NULL)};
-        size_t count = 0;
-        const uint32_t *segs = expert_ok(ex, NULL) ? own_segments(ex, &count) : NULL;
-        for (size_t k = 0; k < count; k++)
-            p.bytes[memtier_where(g->opt.memtier, segs[k])] +=
-                memtier_segment_bytes(g->opt.memtier, segs[k]);
-        lock_take(&g->stats_lock);
-        g->places[i] = p;
-        lock_drop(&g->stats_lock);
-    }
-}
-
 void engine_run_orders(struct engine *g)
 {
     struct engine_order *o;
-    bool ended = false;
     for (struct engine_order **at = &g->open_orders; *at;) {
         o = *at;
         if (continue_order(g, o)) {
@@ -283,19 +285,16 @@ void engine_run_orders(struct engine *g)
         }
         *at = o->next;
         end_order(o);
-        ended = true;
     }
     while ((o = ring_pop(g->orders)) != NULL) {
-        if (begin_order(g, o)) {
+        /* What is resident already is done at once: nothing would wake the loop for it. */
+        if (begin_order(g, o) && (o->lease == NULL || continue_order(g, o))) {
             o->next = g->open_orders;
             g->open_orders = o;
             continue;
         }
         end_order(o);
-        ended = true;
     }
-    if (ended)
-        show_places(g);
 }
 
 void engine_end_orders(struct engine *g)
@@ -361,7 +360,6 @@ void engine_look(struct engine *g)
         return;
     g->looked_ns = now;
     expire(g, now);
-    show_places(g);
 }
 
 static uint32_t permille(uint64_t missing, uint64_t bytes)

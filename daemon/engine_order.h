@@ -12,11 +12,12 @@ enum engine_order_kind {
     ENGINE_ORDER_UNHOLD,   /* may be evicted again */
     ENGINE_ORDER_PREFETCH, /* begin to load into free room, and do not wait */
     ENGINE_ORDER_BUDGET,   /* change tiers.hbm to `hbm_bytes` */
+    ENGINE_ORDER_LOOK,     /* note where every expert is, for engine_places */
 };
 
 struct engine_order {
     enum engine_order_kind kind;
-    struct expert *expert; /* all but BUDGET */
+    struct expert *expert; /* not of BUDGET and LOOK */
     uint64_t hbm_bytes;    /* BUDGET */
     bool to_nvme;          /* UNLOAD: not into ddr */
     uint64_t patience_ns;  /* LOAD, HOLD: how long to wait for room; 0 = refuse at once */
@@ -44,9 +45,8 @@ void engine_order_submit(struct engine *g, struct engine_order *o);
 /* Submits and waits for the end; `done` and `ctx` are its own. */
 enum err_code engine_order_run(struct engine *g, struct engine_order *o,
                                struct err *e) BASE_NODISCARD;
-/* Where the expert's segments are now, by the engine's last look (about once a second, and after
- * each order): bytes in each tier of MEMTIER_HBM, MEMTIER_DDR, MEMTIER_NVME, and whether it is
- * held. */
+/* Where the experts' own segments were at the last ENGINE_ORDER_LOOK: bytes in each tier of
+ * MEMTIER_HBM, MEMTIER_DDR, MEMTIER_NVME, and whether it is held. */
 struct engine_place {
     uint64_t bytes[MEMTIER_NVME + 1];
     bool held;

@@ -176,7 +176,7 @@ static enum MHD_Result run_ready(struct exchange *x)
 {
     if (atomic_load(&x->server->draining))
         return answer_status(x, MHD_HTTP_SERVICE_UNAVAILABLE, "draining");
-    if (!atomic_load(&x->server->ready) || !engine_ready(x->server->engine))
+    if (!server_ready(x->server))
         return answer_status(x, MHD_HTTP_SERVICE_UNAVAILABLE, "loading");
     return answer_status(x, MHD_HTTP_OK, "ready");
 }

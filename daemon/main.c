@@ -16,6 +16,7 @@ static const struct command {
     {"serve", cmd_serve, "answer OpenAI-style requests over HTTP"},
     {"check", cmd_check, "validate a configuration and print what it means here"},
     {"experts", cmd_experts, "add, list, verify, merge, export and remove experts"},
+    {"tiers", cmd_tiers, "plan memory budgets; see and move a server's experts"},
     {"route", cmd_route, "ask the router; train and evaluate its heads"},
     {"chat", cmd_chat, "talk to a running server"},
     {"batch", cmd_batch, "answer a file of requests, each expert loaded once"},

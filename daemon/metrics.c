@@ -328,26 +328,66 @@ static void put_moves(struct buf *out, const char *name, const char *help, doubl
 
 static void put_loads(const struct memtier_stats *t, struct buf *out)
 {
-    static const char path[] = "from=\"nvme\",to=\"hbm\"";
     put_moves(out, "switchyard_loads_total", "Segments moved between tiers", (double)t->loads,
               (double)t->promotions, (double)t->demotions);
-    put_family(out, "switchyard_load_bytes_total", "counter", "Bytes read from the store");
-    put_value(out, "switchyard_load_bytes_total", path, (double)t->load_bytes);
-    put_simple(out, "switchyard_copy_bytes_total", "counter", "Bytes copied between hbm and ddr",
-               (double)t->copy_bytes);
-    put_family(out, "switchyard_load_seconds", "histogram", "Submit to resident, per segment");
-    put_hist(out, "switchyard_load_seconds", path, &t->load_hist);
+    put_moves(out, "switchyard_load_bytes_total", "Bytes moved between tiers", (double)t->load_bytes,
+              (double)t->promote_bytes, (double)t->demote_bytes);
+    put_family(out, "switchyard_load_seconds", "histogram", "Submit to done, per segment");
+    put_hist(out, "switchyard_load_seconds", "from=\"nvme\",to=\"hbm\"", &t->load_hist);
+    put_hist(out, "switchyard_load_seconds", "from=\"ddr\",to=\"hbm\"", &t->promote_hist);
+    put_hist(out, "switchyard_load_seconds", "from=\"hbm\",to=\"ddr\"", &t->demote_hist);
+    put_simple(out, "switchyard_load_busy_seconds_total", "counter",
+               "Time with at least one read of the store in flight", (double)t->load_ns * 1e-9);
+    put_simple(out, "switchyard_load_cpu_seconds_total", "counter", "Processor time of the loader",
+               (double)t->load_cpu_ns * 1e-9);
     put_simple(out, "switchyard_load_failures_total", "counter", "Loads that failed for good",
                (double)t->failed);
     put_simple(out, "switchyard_load_retries_total", "counter", "Reads that were tried again",
                (double)t->load_retries);
+    put_simple(out, "switchyard_loads_cancelled_total", "counter",
+               "Loads that nobody waited for any more", (double)t->cancelled);
+}
+
+static void put_hits(const struct memtier_stats *t, struct buf *out)
+{
+    char labels[96];
     put_family(out, "switchyard_evictions_total", "counter", "Segments evicted");
-    put_value(out, "switchyard_evictions_total", "tier=\"hbm\",kind=\"all\"", (double)t->evictions);
+    for (int i = 0; i < MEMTIER_KINDS; i++) {
+        snprintf(labels, sizeof labels, "tier=\"hbm\",kind=\"%s\"",
+                 memtier_kind_name((enum memtier_kind)i));
+        put_value(out, "switchyard_evictions_total", labels, (double)t->evictions_by_kind[i]);
+    }
+    put_value(out, "switchyard_evictions_total", "tier=\"ddr\",kind=\"all\"",
+              (double)t->ddr_evictions);
     put_family(out, "switchyard_hits_total", "counter", "Segments of reservations found in a tier");
     put_value(out, "switchyard_hits_total", "tier=\"hbm\"", (double)t->hits);
+    put_value(out, "switchyard_hits_total", "tier=\"ddr\"", (double)t->ddr_hits);
     put_family(out, "switchyard_misses_total", "counter",
                "Segments of reservations not found in a tier");
     put_value(out, "switchyard_misses_total", "tier=\"hbm\"", (double)t->misses);
+    put_value(out, "switchyard_misses_total", "tier=\"ddr\"", (double)t->ddr_misses);
+    put_family(out, "switchyard_prefetches_total", "counter", "Segments prefetched, by outcome");
+    put_value(out, "switchyard_prefetches_total", "outcome=\"begun\"", (double)t->prefetched);
+    put_value(out, "switchyard_prefetches_total", "outcome=\"used\"", (double)t->prefetch_used);
+    put_value(out, "switchyard_prefetches_total", "outcome=\"wasted\"", (double)t->prefetch_wasted);
+}
+
+/* Waiting and fragmentation are of now. */
+static void put_now(const struct engine_stats *st, struct buf *out)
+{
+    const struct memtier_stats *t = &st->memtier;
+    uint64_t free_bytes = t->hbm_budget > t->hbm_used ? t->hbm_budget - t->hbm_used : 0;
+    put_simple(out, "switchyard_tier_waiters", "gauge", "Reservations that wait for segments",
+               (double)t->waiters);
+    put_simple(out, "switchyard_requests_loading", "gauge", "Running requests that wait for weights",
+               st->loading);
+    put_simple(out, "switchyard_tier_largest_free_bytes", "gauge", "The longest free run of hbm",
+               (double)t->largest_free);
+    put_simple(out, "switchyard_tier_fragmentation", "gauge",
+               "Of the free bytes of hbm, the share outside the longest run",
+               free_bytes ? 1 - (double)BASE_MIN(t->largest_free, free_bytes) / (double)free_bytes : 0);
+    put_simple(out, "switchyard_experts_expired_total", "counter",
+               "Experts that left hbm because nobody asked for them (ttl_s)", (double)st->expired);
 }
 
 static void put_process(struct server *s, struct buf *out)
@@ -375,6 +415,8 @@ void metrics_put(struct server *s, struct buf *out)
     put_expert_tokens(s, out);
     put_tiers(s, &st->memtier, out);
     put_loads(&st->memtier, out);
+    put_hits(&st->memtier, out);
+    put_now(st, out);
     put_process(s, out);
     free(st);
 }

@@ -6,12 +6,15 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "daemon/admin.h"
 #include "daemon/api_guard.h"
 #include "daemon/cli.h"
+#include "daemon/engine_order.h"
 #include "daemon/http.h"
 #include "daemon/import_memo.h"
 #include "daemon/log.h"
 #include "daemon/metrics.h"
+#include "daemon/plan.h"
 #include "daemon/report.h"
 
 #define TEMPLATE_BYTES_MAX BASE_MIB
@@ -266,19 +269,68 @@ static enum err_code choose_generalist(struct server *s, const char *imported, s
     return ERR_OK;
 }
 
-/* Before the engine's thread exists, the tiers are this thread's. */
-static void hold_configured(struct server *s)
+/* ---- held experts --------------------------------------------------------------------------- */
+
+struct preload {
+    struct engine_order order;
+    struct server *server;
+};
+
+/* On the engine's thread. */
+static void preload_done(struct engine_order *o)
+{
+    struct preload *p = o->ctx;
+    char size[32];
+    if (o->error.code == ERR_OK)
+        logger_event(p->server->log, LOG_INFO, "hold", "%s is in hbm and held: %s in %.0f ms",
+                     expert_info(o->expert)->name, size_format(o->bytes, size, sizeof size),
+                     (double)o->ns * 1e-6);
+    else if (o->error.code != ERR_SHUTDOWN)
+        logger_event(p->server->log, LOG_ERROR, "hold", "%s cannot be held: %s",
+                     expert_info(o->expert)->name, o->error.msg);
+    atomic_fetch_sub(&p->server->preloads, 1);
+    free(p);
+}
+
+static bool is_held(const struct server *s, size_t i)
+{
+    const struct conf_expert *conf = s->serving[i].conf;
+    struct expert *ex = experts_at(s->experts, i);
+    return conf != NULL && conf->hold && ex != s->generalist && expert_ok(ex, NULL);
+}
+
+/* What the configuration holds is brought in at once, and the server is ready when it is there. */
+static void preload_held(struct server *s)
 {
     for (size_t i = 0; i < experts_count(s->experts); i++) {
-        struct expert *ex = experts_at(s->experts, i);
-        const struct conf_expert *conf = s->serving[i].conf;
-        size_t count;
-        if (conf == NULL || !conf->hold || ex == s->generalist || !expert_ok(ex, NULL))
+        if (!is_held(s, i))
             continue;
-        const uint32_t *segments = expert_segments(ex, &count);
-        for (size_t k = 0; k < count; k++)
-            memtier_hold(s->memtier, segments[k]);
+        struct preload *p = mem_alloc(sizeof *p);
+        p->server = s;
+        p->order = (struct engine_order){.kind = ENGINE_ORDER_HOLD,
+                                         .expert = experts_at(s->experts, i),
+                                         .patience_ns = 60000000000ull,
+                                         .done = preload_done,
+                                         .ctx = p};
+        atomic_fetch_add(&s->preloads, 1);
+        engine_order_submit(s->engine, &p->order);
     }
+}
+
+/* Times to live, by expert; caller frees; NULL = none has one. */
+static uint64_t *times_to_live(const struct server *s)
+{
+    size_t count = experts_count(s->experts);
+    uint64_t *ttl = NULL;
+    for (size_t i = 0; i < count; i++) {
+        const struct conf_expert *conf = s->serving[i].conf;
+        if (conf == NULL || !(conf->ttl_s > 0))
+            continue;
+        if (ttl == NULL)
+            ttl = mem_array(count, sizeof *ttl);
+        ttl[i] = (uint64_t)(conf->ttl_s * 1e9);
+    }
+    return ttl;
 }
 
 static void map_labels(struct server *s)
@@ -324,6 +376,7 @@ static enum err_code open_stack(struct server *s, enum memtier_access access, st
 static enum err_code open_engine(struct server *s, struct err *e)
 {
     const struct conf *c = s->conf;
+    uint64_t *ttl = times_to_live(s);
     const struct engine_options options = {
         .experts = s->experts,
         .memtier = s->memtier,
@@ -334,8 +387,11 @@ static enum err_code open_engine(struct server *s, struct err *e)
         .max_queue = c->sched_max_queue,
         .max_defer_ms = c->sched_max_defer_ms,
         .prefill_chunk = c->sched_prefill_chunk,
+        .ttl_ns = ttl,
     };
-    return engine_open(&options, &s->engine, e);
+    enum err_code code = engine_open(&options, &s->engine, e);
+    free(ttl);
+    return code;
 }
 
 /* Everything that answers, but nothing that listens. */
@@ -349,17 +405,34 @@ static enum err_code open_parts(struct server *s, enum memtier_access access, co
         code = choose_generalist(s, imported, e);
     if (code == ERR_OK)
         code = open_router(s, e);
-    if (code != ERR_OK)
-        return code;
-    hold_configured(s);
-    return open_engine(s, e);
+    return code == ERR_OK ? open_engine(s, e) : code;
 }
 
 static enum err_code open_http(struct server *s, struct err *e)
 {
     s->metrics = metrics_open(experts_count(s->experts));
     enum err_code code = logger_open(STDOUT_FILENO, log_level_parse(s->conf->log_level), &s->log, e);
+    if (code == ERR_OK)
+        code = admin_open(s, &s->admin, e);
     return code == ERR_OK ? http_open(s, &s->http, e) : code;
+}
+
+/* Holds that leave no room for the others cannot be meant; an expert that is too large by itself is refused
+ * when somebody asks for it, and the others serve. */
+static enum err_code check_budgets(struct server *s, struct err *e)
+{
+    struct plan p;
+    enum err_code code = plan_make(s->conf, false, &p, e);
+    if (code != ERR_OK)
+        return code;
+    if (p.refusal.code != ERR_OK && p.held > 0) {
+        *e = p.refusal;
+        code = e->code;
+    } else if (p.refusal.code != ERR_OK) {
+        logger_event(s->log, LOG_WARN, "budget", "%s", p.refusal.msg);
+    }
+    plan_done(&p);
+    return code;
 }
 
 enum err_code server_open(const struct conf *c, const char *model_path, struct server *ret,
@@ -372,6 +445,8 @@ enum err_code server_open(const struct conf *c, const char *model_path, struct s
         code = open_parts(ret, MEMTIER_SERVE, imported, e);
     if (code == ERR_OK)
         code = open_http(ret, e);
+    if (code == ERR_OK)
+        code = check_budgets(ret, e);
     free(imported);
     if (code != ERR_OK) {
         server_close(ret);
@@ -381,6 +456,7 @@ enum err_code server_open(const struct conf *c, const char *model_path, struct s
     report_server(ret, &text);
     fwrite(text.data, 1, text.len, stderr);
     buf_done(&text);
+    preload_held(ret);
     atomic_store(&ret->ready, true);
     return ERR_OK;
 }
@@ -410,6 +486,7 @@ void server_close(struct server *s)
 {
     /* Connections first, then the engine that wakes them, then the table it wakes them through. */
     http_stop(s->http, 0);
+    admin_close(&s->admin);
     engine_close(&s->engine);
     http_close(&s->http);
     logger_close(&s->log);

@@ -42,7 +42,9 @@ struct server {
     struct metrics *metrics;        /* daemon/metrics.h */
     struct logger *log;             /* daemon/log.h */
     struct http *http;              /* daemon/http.h */
+    struct admin *admin;            /* daemon/admin.h */
     atomic_bool ready, draining;
+    atomic_uint preloads;           /* held experts that are still on their way in */
     uint64_t started_ns;
 };
 
@@ -54,6 +56,11 @@ enum err_code server_open(const struct conf *c, const char *model_path, struct s
  * that answer in process. Reads the store beside a daemon that serves it. */
 enum err_code server_open_offline(const struct conf *c, struct server *ret, struct err *e) BASE_NODISCARD;
 void server_close(struct server *s);
+/* The generalist and what the configuration holds are in memory. Any thread. */
+static inline bool server_ready(struct server *s)
+{
+    return atomic_load(&s->ready) && engine_ready(s->engine) && atomic_load(&s->preloads) == 0;
+}
 
 /* By name, by the store's aliases or by the configuration's; NULL = unknown. Any thread. */
 struct expert *server_find_expert(struct server *s, const char *name);

@@ -231,6 +231,10 @@ struct expert_info {
 enum err_code experts_list(struct memtier_store *store, struct expert_info **ret, size_t *ret_count,
                            struct err *e) BASE_NODISCARD;
 void experts_list_done(struct expert_info *list, size_t count);
+/* What the named experts take of the hbm budget together, shared segments once. Unknown names are
+ * ERR_NOT_FOUND. */
+enum err_code experts_footprint(struct memtier_store *store, const char *const *names, size_t count,
+                                uint64_t *ret_bytes, struct err *e) BASE_NODISCARD;
 /* KV bytes that one token of the most demanding model of the store takes; 0 for an empty store. */
 enum err_code experts_kv_token_bytes(struct memtier_store *store, enum expert_kv_type type,
                                      uint64_t *ret, struct err *e) BASE_NODISCARD;

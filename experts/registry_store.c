@@ -166,6 +166,64 @@ void experts_list_done(struct expert_info *list, size_t count)
     free(list);
 }
 
+/* ---- footprints ---- */
+
+struct hash_set {
+    struct hash128 *v;
+    size_t count, cap;
+    uint64_t bytes;
+};
+
+static void add_object(struct hash_set *h, const struct memtier_object *o)
+{
+    for (size_t i = 0; o && i < o->segments_count; i++) {
+        size_t k = 0;
+        while (k < h->count && !hash128_equal(h->v[k], o->segments[i].hash))
+            k++;
+        if (k < h->count)
+            continue;
+        if (h->count == h->cap) {
+            h->cap = h->cap * 2 + 64;
+            h->v = mem_grow(h->v, h->cap, sizeof(*h->v));
+        }
+        h->v[h->count++] = o->segments[i].hash;
+        h->bytes += memtier_footprint(o->segments[i].bytes);
+    }
+}
+
+/* An adapter needs what its base needs; a base may be an adapter itself. */
+static enum err_code add_expert(struct memtier_store *store, const char *name, struct hash_set *h,
+                                int depth, struct err *e)
+{
+    struct expert_record *r = NULL;
+    char *object = mem_format(EXPERT_PREFIX "%s", name);
+    const struct memtier_object *o = memtier_store_find(store, object);
+    enum err_code rc = o == NULL ? err_set(e, ERR_NOT_FOUND, "the store has no expert '%.100s'", name)
+                                 : expert_record_parse(o, &r, e);
+    free(object);
+    if (rc != ERR_OK)
+        return rc;
+    add_object(h, memtier_store_find(store, r->set));
+    if (r->adapter_set)
+        add_object(h, memtier_store_find(store, r->adapter_set));
+    if (r->base && depth < 8)
+        rc = add_expert(store, r->base, h, depth + 1, e);
+    expert_record_close(&r);
+    return rc;
+}
+
+enum err_code experts_footprint(struct memtier_store *store, const char *const *names, size_t count,
+                                uint64_t *ret_bytes, struct err *e)
+{
+    struct hash_set h = {0};
+    enum err_code rc = ERR_OK;
+    for (size_t i = 0; i < count && rc == ERR_OK; i++)
+        rc = add_expert(store, names[i], &h, 0, e);
+    *ret_bytes = h.bytes;
+    free(h.v);
+    return rc;
+}
+
 /* ---- removing ---- */
 
 /* Calls `fn` with every readable record but stops when it returns true. */

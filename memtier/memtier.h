@@ -41,6 +41,7 @@ void memtier_store_close(struct memtier_store **s);
 enum err_code memtier_store_refresh(struct memtier_store *s, struct err *e) BASE_NODISCARD;
 const char *memtier_store_path(const struct memtier_store *s);
 uint64_t memtier_store_bytes(const struct memtier_store *s); /* of data files */
+char *memtier_store_largest_file(const struct memtier_store *s); /* caller frees; NULL = empty */
 
 /* An object: a named, ordered list of segments with an opaque description (experts/ writes JSON and
  * the verbatim GGUF header as a blob). Names are like "set/<hash>" and "expert/<name>". */

@@ -408,6 +408,16 @@ enum err_code memtier_store_read(struct memtier_store *s, struct hash128 hash, v
     return store_read_segment(s, s->index, at, dst, e);
 }
 
+char *memtier_store_largest_file(const struct memtier_store *s)
+{
+    const struct store_file *most = NULL;
+    for (size_t i = 0; i < s->index->files_count; i++) {
+        const struct store_file *f = &s->index->files[i];
+        most = most == NULL || f->bytes > most->bytes ? f : most;
+    }
+    return most == NULL ? NULL : store_data_path(s, most->name);
+}
+
 /* ---- verify ---- */
 
 static void note_bad(struct memtier_verify_report *r, const char *text)

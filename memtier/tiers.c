@@ -175,27 +175,21 @@ static enum err_code open_pools(struct memtier *m, struct err *e)
     return rc;
 }
 
-/* The largest file: what a cold expert is read from. */
-static const char *largest_file(const struct memtier *m)
-{
-    const struct load_file *most = NULL;
-    for (size_t i = 0; m->opt.measure && i < m->files_count; i++)
-        most = most == NULL || m->files[i]->bytes > most->bytes ? m->files[i] : most;
-    return most == NULL ? NULL : most->path;
-}
-
 static enum err_code open_loader(struct memtier *m, struct err *e)
 {
+    char *measure = m->opt.measure ? memtier_store_largest_file(m->store) : NULL;
     struct loader_options opt = {
         .kind = m->opt.loader,
         .pool = &m->hbm,
         .probe_path = m->store->index_path,
-        .measure_path = largest_file(m),
+        .measure_path = measure,
         .jobs_max = JOBS_MAX + 1, /* one more for JOB_FORGET */
         .fault = m->opt.fault,
         .fault_ctx = m->opt.fault_ctx,
     };
-    return loader_open(&opt, &m->loader, e);
+    enum err_code rc = loader_open(&opt, &m->loader, e);
+    free(measure);
+    return rc;
 }
 
 static enum err_code open_parts(struct memtier *m, struct err *e)
