@@ -366,6 +366,8 @@ int cmd_bench(int argc, char **argv)
         return cmd_bench_switch(argc - 1, argv + 1);
     if (argc > 1 && strcmp(argv[1], "serve") == 0)
         return cmd_bench_serve(argc - 1, argv + 1);
+    if (argc > 1 && strcmp(argv[1], "fusion") == 0)
+        return cmd_bench_fusion(argc - 1, argv + 1);
     if (argc > 1 && strcmp(argv[1], "variants") == 0)
         return cmd_bench_variants(argc - 1, argv + 1);
     const struct cli_option options[] = {
@@ -404,7 +406,8 @@ int cmd_bench(int argc, char **argv)
         "taken. Bandwidth and peaks are measured in the same run with the same threads.\n\n"
         "'bench switch --help' and 'bench load --help': changing experts, here or of a server;\n"
         "'bench serve --help': what HTTP costs beside the engine;\n"
-        "'bench variants --help': many models out of one, to change between.",
+        "'bench variants --help': many models out of one, to change between;\n"
+        "'bench fusion --help': what fusing and the layout of data are worth.",
         "  switchyard bench decode --model model.gguf --threads 2\n"
         "  switchyard bench decode --model model.gguf --prompt 1024\n"
         "  switchyard bench batch --model smollm2 --batch 16\n"

@@ -6,6 +6,7 @@
 int cmd_batch(int argc, char **argv);
 int cmd_bench(int argc, char **argv);
 int cmd_bench_serve(int argc, char **argv);
+int cmd_bench_fusion(int argc, char **argv);   /* bench fusion */
 int cmd_bench_switch(int argc, char **argv);   /* bench switch | load */
 int cmd_bench_variants(int argc, char **argv); /* bench variants */
 int cmd_chat(int argc, char **argv);

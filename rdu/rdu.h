@@ -291,6 +291,44 @@ void rdu_expr_run(const struct rdu_expr *x, const void *const *inputs, size_t n,
  * Allocates. */
 void rdu_expr_run_unfused(const struct rdu_expr *x, const void *const *inputs, size_t n, void *ret);
 
+/* ==== What fusing is worth =====================================================================
+ * The workloads of `switchyard bench fusion`: one graph each, run operator by operator and fused,
+ * over a table of rows or of columns, and the same by hand in C. Nothing is measured here: the
+ * caller times rdu_ablation_run. */
+enum rdu_ablation_work {
+    RDU_ABLATION_ELEMENTWISE,   /* twelve operators over two columns */
+    RDU_ABLATION_DECODER_LAYER, /* one layer of a transformer; weights in rows, or interleaved */
+    RDU_ABLATION_Q1,            /* TPC-H: grouped sums over nearly all rows */
+    RDU_ABLATION_Q6,            /* TPC-H: one sum over 2 % of the rows */
+    RDU_ABLATION_SAMPLER,       /* a chain over logits as a user expression; columns only */
+    RDU_ABLATION_WORKS,
+};
+const char *rdu_ablation_name(enum rdu_ablation_work work);
+enum rdu_ablation_way {
+    RDU_ABLATION_UNFUSED, /* the blocked interpreter (layer: leaves), one launch per operator */
+    RDU_ABLATION_FUSED,
+    RDU_ABLATION_HAND,    /* C written for vectors */
+    RDU_ABLATION_PLAIN,   /* C as one writes it first */
+    RDU_ABLATION_WAYS,
+};
+struct rdu_ablation_spec {
+    enum rdu_ablation_work work;
+    bool columns;
+    uint64_t n;      /* rows, vocabulary, or the layer's width (a multiple of 64) */
+    uint32_t tokens; /* of the layer's step */
+    uint64_t seed;
+};
+struct rdu_ablation;
+enum err_code rdu_ablation_open(const struct rdu_ablation_spec *spec, struct rdu_ablation **ret,
+                                struct err *e) BASE_NODISCARD;
+void rdu_ablation_close(struct rdu_ablation **a);
+bool rdu_ablation_has(const struct rdu_ablation *a, enum rdu_ablation_way way);
+void rdu_ablation_run(struct rdu_ablation *a, enum rdu_ablation_way way);
+/* Do all ways give the same bits (PLAIN: the same within 1e-5)? Runs each once. */
+enum err_code rdu_ablation_check(struct rdu_ablation *a, struct err *e) BASE_NODISCARD;
+/* What was fused, and what the gate said. */
+void rdu_ablation_explain(const struct rdu_ablation *a, struct buf *out);
+
 /* ==== Node time ===============================================================================
  * What the same launches and copies would take on a described chip. Never to be mixed with host
  * time: everything below is arithmetic on a chip file (conf/chips), nothing is measured. All
