@@ -69,6 +69,7 @@ struct conf {
     enum conf_numerics rdu_numerics;
     char *rdu_chip;            /* "sn40l" */
     char *rdu_compiler;        /* "cc" */
+    char *rdu_cache;           /* "" = below the user's cache directory */
     /* kv */
     enum conf_kv kv_type;      /* f16 */
     uint32_t kv_page_tokens;   /* 32 */

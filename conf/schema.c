@@ -141,6 +141,11 @@ const struct conf_key conf_top_keys[] = {
      TOP(rdu_compiler),
      .default_text = "cc",
      .help = "C compiler of `rdu.exec: native`; empty = never compile."},
+    {.name = "rdu.cache",
+     .kind = CONF_KIND_PATH,
+     TOP(rdu_cache),
+     .default_text = "",
+     .help = "Directory of compiled objects; empty = below the user's cache directory."},
     /* kv */
     {.name = "kv.type",
      .kind = CONF_KIND_CHOICE,

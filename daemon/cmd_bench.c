@@ -331,6 +331,20 @@ static enum err_code set_options(struct bench *b, struct conf *c, struct err *e)
     return code;
 }
 
+/* What is measured is the compiled form, not the wait for it. */
+static void wait_native(struct stack *s)
+{
+    struct rdu_native_stats stats;
+    if (s->native_said.code != ERR_OK)
+        fprintf(stderr, "switchyard bench: %s\n", s->native_said.msg);
+    if (s->native == NULL)
+        return;
+    rdu_native_wait(s->native);
+    rdu_native_stats(s->native, &stats);
+    if (stats.last_error[0])
+        fprintf(stderr, "switchyard bench: native: %s\n", stats.last_error);
+}
+
 static int run(const char *which, struct bench *b)
 {
     struct conf c;
@@ -344,6 +358,7 @@ static int run(const char *which, struct bench *b)
         code = stack_open_model(&c, b->model, &progress, &b->stack, &b->expert, &e);
     cli_bar_done(&bar);
     if (code == ERR_OK) {
+        wait_native(&b->stack);
         b->read = rdu_node_measure_read(b->stack.node, 512 * BASE_MIB);
         rdu_node_measure_peaks(b->stack.node, &b->int8, &b->f32);
         if (strcmp(which, "adapters") == 0)
@@ -386,7 +401,7 @@ int cmd_bench(int argc, char **argv)
         {"reps", 'r', CLI_UINT, &b.reps, "N", "repetitions; the median is reported (default 5)", 1,
          1000},
         {"numerics", 0, CLI_TEXT, &b.numerics, "int8|f32", "default int8"},
-        {"exec", 0, CLI_TEXT, &b.exec, "LEVEL", "interp, unfused or fused (default)"},
+        {"exec", 0, CLI_TEXT, &b.exec, "LEVEL", "interp, unfused, fused (default) or native"},
         {"json", 0, CLI_FLAG, &b.json, NULL, "one JSON object per line"},
         {0}};
     const struct cli_spec spec = {

@@ -9,8 +9,9 @@ int cmd_explain(int argc, char **argv)
     bool json = false;
     const struct cli_option options[] = {
         {"model", 'm', CLI_TEXT, &model, "NAME|FILE", "an expert of the store, or a GGUF file"},
-        {"store", 0, CLI_TEXT, &store, "DIR", "the store (default: store.path of the configuration)"},
-        {"exec", 0, CLI_TEXT, &exec, "LEVEL", "interp, unfused or fused (default)"},
+        {"store", 0, CLI_TEXT, &store, "DIR",
+         "the store (default: store.path of the configuration)"},
+        {"exec", 0, CLI_TEXT, &exec, "LEVEL", "interp, unfused, fused (default) or native"},
         {"numerics", 0, CLI_TEXT, &numerics, "int8|f32", "default int8"},
         {"json", 0, CLI_FLAG, &json, NULL, "one JSON object"},
         {0}};

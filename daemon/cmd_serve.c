@@ -51,10 +51,34 @@ static void tell_manager(const char *state)
 #endif
 }
 
+/* What became of native code since the last look: each event once. */
+static void watch_native(struct server *s, struct rdu_native_stats *last)
+{
+    struct rdu_native_stats now;
+    if (s->stack.native_said.code != ERR_OK) {
+        logger_event(s->log, LOG_WARN, "native", "%s", s->stack.native_said.msg);
+        s->stack.native_said = (struct err){0};
+    }
+    if (s->stack.native == NULL)
+        return;
+    rdu_native_stats(s->stack.native, &now);
+    if (now.failed + now.rejected + now.not_stored >
+        last->failed + last->rejected + last->not_stored)
+        logger_event(s->log, LOG_WARN, "native", "%s%s", now.last_error,
+                     now.failed > last->failed ? "; the fused form serves" : "");
+    if (now.compiled + now.cache_hits > last->compiled + last->cache_hits)
+        logger_event(s->log, LOG_INFO, "native",
+                     "%llu units compiled in %.2f s, %llu from the cache",
+                     (unsigned long long)now.compiled, (double)now.compile_ns * 1e-9,
+                     (unsigned long long)now.cache_hits);
+    *last = now;
+}
+
 /* The service manager hears that we are ready once the generalist is in memory, and then regularly
  * that the main thread lives. */
-static void watch(struct server *s, bool *told)
+static void watch(struct server *s, bool *told, struct rdu_native_stats *native)
 {
+    watch_native(s, native);
     if (!*told && server_ready(s)) {
         tell_manager("READY=1");
         logger_event(s->log, LOG_INFO, "ready", "the generalist and what is held are in memory");
@@ -67,9 +91,10 @@ static void watch(struct server *s, bool *told)
 static void wait_for_end(struct server *s, const sigset_t *set)
 {
     bool told = false;
+    struct rdu_native_stats native = {0};
     for (;;) {
         const struct timespec period = {.tv_sec = told ? 1 : 0, .tv_nsec = told ? 0 : 20000000};
-        watch(s, &told);
+        watch(s, &told, &native);
         int signal_no = sigtimedwait(set, NULL, &period);
         if (signal_no == SIGTERM || signal_no == SIGINT)
             return;

@@ -13,6 +13,7 @@ int cmd_chat(int argc, char **argv);
 int cmd_check(int argc, char **argv);
 int cmd_experts(int argc, char **argv);
 int cmd_explain(int argc, char **argv);
+int cmd_compile(int argc, char **argv);
 int cmd_route(int argc, char **argv);
 int cmd_serve(int argc, char **argv);
 int cmd_simulate(int argc, char **argv);

@@ -21,6 +21,7 @@ static const struct command {
     {"chat", cmd_chat, "talk to a running server"},
     {"batch", cmd_batch, "answer a file of requests, each expert loaded once"},
     {"explain", cmd_explain, "show the program that an expert runs"},
+    {"compile", cmd_compile, "compile an expert's program ahead of time"},
     {"bench", cmd_bench, "measure this machine and its kernels"},
     {"simulate", cmd_simulate, "run the node on node time: published figures, and traces"},
     {"tokenize", cmd_tokenize, "text to tokens and back, as a model does it"},

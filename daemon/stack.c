@@ -105,11 +105,42 @@ static enum err_code open_experts(const struct conf *c, struct stack *s, enum ex
 {
     uint32_t sequences = c->sched_max_sequences;
     struct experts_options x = {
-        .store = s->store, .memtier = s->memtier, .node = s->node,
+        .store = s->store,
+        .memtier = s->memtier,
+        .node = s->node,
         .numerics = c->rdu_numerics == CONF_NUMERICS_F32 ? RDU_NUMERICS_F32 : RDU_NUMERICS_INT8,
-        .exec = exec_of(c->rdu_exec), .kv_type = kv, .kv_page_tokens = c->kv_page_tokens,
-        .max_step_items = sequences, .max_step_tokens = c->sched_prefill_chunk + sequences + ENGINE_DRAFT_LANES * SEQUENCE_DRAFT_MAX};
+        .exec = exec_of(c->rdu_exec),
+        .kv_type = kv,
+        .kv_page_tokens = c->kv_page_tokens,
+        .native = s->native,
+        .max_step_items = sequences,
+        .max_step_tokens =
+            c->sched_prefill_chunk + sequences + ENGINE_DRAFT_LANES * SEQUENCE_DRAFT_MAX};
     return experts_open(&x, &s->experts, e);
+}
+
+static char *cache_path(const struct conf *c)
+{
+    const char *cache = getenv("XDG_CACHE_HOME"), *home = getenv("HOME");
+    if (c->rdu_cache[0])
+        return mem_strdup(c->rdu_cache);
+    if (cache && cache[0] == '/')
+        return mem_format("%s/switchyard/native", cache);
+    if (home && home[0] == '/')
+        return mem_format("%s/.cache/switchyard/native", home);
+    return mem_strdup("/var/cache/switchyard/native");
+}
+
+/* Compiled code is never needed: without a place for it the fused form serves, and says why. */
+static void open_native(const struct conf *c, struct stack *s)
+{
+    if (c->rdu_exec != CONF_EXEC_NATIVE)
+        return;
+    char *dir = cache_path(c);
+    struct rdu_native_options o = {.compiler = c->rdu_compiler, .dir = dir};
+    if (rdu_native_open(&o, &s->native, &s->native_said) != ERR_OK)
+        err_wrap(&s->native_said, "no native code, fused serves");
+    free(dir);
 }
 
 enum err_code stack_open(const struct conf *c, enum memtier_access access, struct stack *ret, struct err *e)
@@ -123,6 +154,8 @@ enum err_code stack_open(const struct conf *c, enum memtier_access access, struc
         code = open_memory(c, &s, e);
     if (code == ERR_OK)
         code = open_node(c, &s, e);
+    if (code == ERR_OK)
+        open_native(c, &s);
     if (code == ERR_OK)
         code = open_experts(c, &s, kv, e);
     if (code != ERR_OK) {
@@ -144,6 +177,7 @@ static int remove_entry(const char *path, const struct stat *st, int type, struc
 
 void stack_close(struct stack *s)
 {
+    rdu_native_close(&s->native); /* first: it fills programs that the experts own */
     experts_close(&s->experts);
     rdu_node_close(&s->node);
     memtier_close(&s->memtier);

@@ -11,6 +11,8 @@ struct stack {
     struct memtier *memtier;
     struct rdu_node *node;
     struct experts *experts;
+    struct rdu_native *native; /* NULL unless rdu.exec is native */
+    struct err native_said;    /* why it is not there although it should be */
     uint64_t hbm_bytes;     /* as resolved */
     bool measure;           /* the loader times block sizes at open: for whoever stays open */
     char *temporary;        /* a store that is removed at close, or NULL */

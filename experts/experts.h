@@ -299,6 +299,7 @@ struct experts_options {
     uint32_t max_step_tokens; /* tokens of one step over all its items; 0 = 512 */
     uint32_t max_step_items;  /* sequences of one step; 0 = 32 */
     uint32_t max_steps;       /* steps open at once (one runs, others wait for loads); 0 = 4 */
+    struct rdu_native *native; /* compiles the programs of exec native; NULL = they stay fused */
 };
 /* Open every expert of the store: headers, tokenizers and templates (shared by hash), programs by
  * shape. No weights are loaded. An expert that cannot be opened is kept with its error. */

@@ -23,6 +23,8 @@ static enum err_code program_for(struct experts *x, const struct model_shape *sh
     enum err_code code = arch_build(shape, x->opt.numerics, &g, e);
     if (code == ERR_OK)
         code = rdu_program_open(&g, &opt, &program, e);
+    if (code == ERR_OK && x->opt.native && x->opt.exec == RDU_EXEC_NATIVE)
+        code = rdu_native_submit(x->opt.native, program, e);
     if (code == ERR_OK)
         code = rdu_node_prepare(x->opt.node, program, x->opt.max_step_tokens, x->opt.max_step_tokens, e);
     if (code != ERR_OK) {

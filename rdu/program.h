@@ -4,6 +4,9 @@
 #ifndef SWITCHYARD_RDU_PROGRAM_H
 #define SWITCHYARD_RDU_PROGRAM_H
 
+#include <stdatomic.h>
+
+#include "rdu/emit/abi.h"
 #include "rdu/rdu.h"
 
 /* Buffer ids. X and LOGITS belong to the arguments, the others to the arena. */
@@ -76,6 +79,7 @@ struct rdu_launch {
 struct rdu_section_plan {
     struct rdu_launch *launches;
     uint32_t count;
+    uint64_t local_bits[4]; /* buffers that every host thread has a copy of in small steps */
 };
 
 struct rdu_slot_list {
@@ -94,6 +98,9 @@ struct rdu_program {
     struct rdu_slot_list layer_slots, global_slots;
     uint32_t width, vocab, kv_heads, head_dim;
     struct buf report;      /* what each pass did, text */
+    const float **tables;   /* [graph tables] */
+    uint64_t layer_weights; /* elements of a layer's matrices */
+    _Atomic(const struct sy_unit *) native; /* NULL = launches are walked */
 };
 
 /* The interpreter: run one section over the arguments (layer = index for LAYER, else ignored). Its own

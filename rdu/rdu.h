@@ -152,6 +152,45 @@ size_t rdu_program_scratch(const struct rdu_program *p, uint32_t n_tokens, uint3
 /* What the passes did and which launches came out; for `switchyard explain`. */
 void rdu_program_explain(const struct rdu_program *p, bool json, struct buf *out);
 
+/* ==== Native code =============================================================================
+ * Programs opened with RDU_EXEC_NATIVE run fused until a compiled unit is there: emitted as C,
+ * compiled by the system's compiler in the background at low priority, kept in a cache of objects
+ * by content, swapped in between two runs. Without a compiler, or when it fails, they go on as they
+ * are: the same bits. */
+struct rdu_native;
+struct rdu_native_options {
+    const char
+        *compiler;   /* name or path; "" or one that is not there: only what is cached is loaded */
+    const char *dir; /* of the cache; made, mode 0700 */
+    uint64_t max_bytes;  /* of the cache; 0 = 64 MiB */
+    uint32_t timeout_ms; /* of one compiler run; 0 = 60 s */
+    const char *cpu;     /* as rdu_kernels_init */
+};
+enum err_code rdu_native_open(const struct rdu_native_options *opt, struct rdu_native **ret,
+                              struct err *e) BASE_NODISCARD;
+/* Ends a compiler that runs. Programs and expressions that were submitted must not run any more. */
+void rdu_native_close(struct rdu_native **n);
+/* Put into the queue; must live until they are loaded or the service closed. Any thread. */
+enum err_code rdu_native_submit(struct rdu_native *n, struct rdu_program *p,
+                                struct err *e) BASE_NODISCARD;
+struct rdu_expr;
+enum err_code rdu_native_submit_expr(struct rdu_native *n, struct rdu_expr *x,
+                                     struct err *e) BASE_NODISCARD;
+void rdu_native_wait(struct rdu_native *n); /* until the queue is empty */
+bool rdu_program_is_native(const struct rdu_program *p);
+bool rdu_expr_is_native(const struct rdu_expr *x);
+struct rdu_native_stats {
+    uint64_t compiled, cache_hits;
+    uint64_t rejected; /* cached objects that were not ours or not whole: removed, compiled again */
+    uint64_t not_stored; /* objects that the cache could not take: loaded all the same */
+    uint64_t failed;     /* units that stay as they are */
+    uint64_t compile_ns; /* of compiler runs */
+    uint32_t waiting;
+    char last_error[400]; /* "" = none so far */
+};
+void rdu_native_stats(struct rdu_native *n, struct rdu_native_stats *ret);
+const char *rdu_native_compiler(const struct rdu_native *n); /* its path, NULL = there is none */
+
 /* ==== The argument table of one run =========================================================== */
 
 struct rdu_weight {

@@ -5,6 +5,8 @@
 #ifndef SWITCHYARD_RDU_EXPR_H
 #define SWITCHYARD_RDU_EXPR_H
 
+#include <stdatomic.h>
+
 #include "rdu/ir/ir.h"
 
 #define EXPR_OPS_MAX 512

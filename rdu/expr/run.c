@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "rdu/emit/abi.h"
 #include "rdu/expr/expr.h"
 #include "rdu/ir/interp.h"
 
@@ -180,6 +181,12 @@ static void deliver(const struct run *r)
 void rdu_expr_run(const struct rdu_expr *x, const void *const *inputs, size_t n, void *ret,
                   struct rdu_expr_scratch *s)
 {
+    sy_expr_fn *native =
+        (sy_expr_fn *)(uintptr_t)atomic_load(&((struct rdu_expr *)(uintptr_t)x)->native);
+    if (native) {
+        native(inputs, n, ret, (float *)s->stored, stored_stride(s->n));
+        return;
+    }
     struct run r = {.x = x, .inputs = inputs, .s = s, .ops = ir_ops(), .n = n, .ret = ret};
     for (uint32_t p = 0; p < x->passes; p++)
         run_pass(&r, &x->pass[p]);

@@ -311,6 +311,17 @@ static void run_interpreted(struct rdu_node *n)
     }
 }
 
+/* Up to here one thread finishes a layer before two have met at its barriers (weights times tokens;
+ * a barrier is about 0.3 us, a layer has eight, a thread does about 60 products per ns). */
+#define SOLO_PRODUCTS (400 * 1000)
+
+static void plan_native(struct rdu_node *n)
+{
+    struct rdu_program *p = (struct rdu_program *)(uintptr_t)n->program;
+    n->unit = p->opt.exec == RDU_EXEC_NATIVE ? atomic_load(&p->native) : NULL;
+    n->solo = n->unit && n->args->n_tokens * p->layer_weights <= SOLO_PRODUCTS;
+}
+
 void rdu_node_run(struct rdu_node *n, const struct rdu_program *p, const struct rdu_args *args,
                   uint32_t stage_from, uint32_t stage_to)
 {
@@ -319,8 +330,11 @@ void rdu_node_run(struct rdu_node *n, const struct rdu_program *p, const struct 
     n->args = args;
     n->stage_from = stage_from;
     n->stage_to = stage_to;
+    plan_native(n);
     if (p->opt.exec == RDU_EXEC_INTERP) {
         run_interpreted(n);
+    } else if (n->solo) {
+        node_work(&n->worker[0]);
     } else {
         if (n->opt.threads > 1)
             node_gate_publish(&n->job, atomic_load(&n->job.value) + 1);

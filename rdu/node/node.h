@@ -57,6 +57,8 @@ struct rdu_node {
     const struct rdu_program *program;
     const struct rdu_args *args;
     uint32_t stage_from, stage_to;
+    const struct sy_unit *unit; /* compiled form of the program, NULL = walk its launches */
+    bool solo; /* worker 0 runs it alone: dividing it would cost more than it saves */
 
     char *arena; /* shared scratch; caller thread grows it between runs */
     size_t arena_bytes, local_bytes;

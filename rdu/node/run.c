@@ -3,7 +3,9 @@
  * a barrier ends it. Small steps are different: with a handful of tokens each socket normalises and
  * quantises the whole broadcast input for itself, as the chip's sockets do, which saves a barrier for less
  * than a microsecond of work; see is_broadcast. */
+#include <assert.h>
 #include <math.h>
+#include <stddef.h>
 #include <string.h>
 
 #include "rdu/node/node.h"
@@ -16,6 +18,7 @@ struct run {
     const struct rdu_program *p;
     const struct rdu_args *a;
     uint32_t thread_idx, threads, layer;
+    enum rdu_section section;   /* native code only */
     bool global_slots;          /* EMBED and HEAD use the global slots */
     bool interpreted;           /* the section has a LOOP launch, which reads the shared arena only */
     uint64_t local_bits[4];     /* buffers whose current content is in this worker's own arena */
@@ -723,12 +726,103 @@ static void run_section(struct run *r, enum rdu_section section, uint32_t layer)
     }
 }
 
+/* ---- native code
+ * --------------------------------------------------------------------------------------------- */
+
+static_assert(sizeof(struct sy_weight) == sizeof(struct rdu_weight) &&
+                  offsetof(struct sy_weight, chunk) == offsetof(struct rdu_weight, chunk) &&
+                  offsetof(struct sy_weight, type) == offsetof(struct rdu_weight, type),
+              "emitted code reads weights as sy_weight");
+static_assert(sizeof(struct sy_q8) == sizeof(struct rdu_q8) &&
+                  offsetof(struct sy_q8, b_stride) == offsetof(struct rdu_q8, b_stride),
+              "emitted code makes sy_q8 for the leaves");
+
+static void native_launch(void *host, uint32_t launch_idx)
+{
+    struct run *r = host;
+    run_launch(r, &r->p->section[r->section].launches[launch_idx], false);
+}
+
+static void native_barrier(void *host)
+{
+    const struct run *r = host;
+    node_barrier_wait(&r->w->node->barrier);
+}
+
+static bool has_adapters(const struct rdu_args *a)
+{
+    for (uint32_t i = 0; i < a->groups_count; i++)
+        if (a->groups[i].adapters_count > 0)
+            return true;
+    return false;
+}
+
+static void native_open(struct run *r, struct sy_run *y)
+{
+    *y = (struct sy_run){.host = r,
+                         .shared = r->n->arena,
+                         .local = r->w->local_arena,
+                         .x = r->a->x,
+                         .logits = r->a->logits,
+                         .logits_stride = r->a->logits_stride,
+                         .tokens = r->a->n_tokens,
+                         .outs = r->a->n_outs,
+                         .thread_idx = r->thread_idx,
+                         .threads = r->threads,
+                         .sockets = r->n->opt.sockets,
+                         .token_ids = r->a->tokens,
+                         .pos = r->a->pos,
+                         .out = r->a->outs,
+                         .tables = r->p->tables,
+                         .mm_q8 = (sy_mm_q8_fn *const *)r->k->mm_q8,
+                         .mm_f32 = (sy_mm_f32_fn *const *)r->k->mm_f32,
+                         .launch = native_launch,
+                         .barrier = native_barrier};
+}
+
+static void run_native(struct run *r, struct sy_run *y, enum rdu_section section, uint32_t layer)
+{
+    const struct rdu_section_plan *plan = &r->p->section[section];
+    const struct rdu_weight *weights = r->a->globals;
+    r->section = section;
+    r->layer = layer;
+    r->global_slots = section != RDU_SECTION_LAYER;
+    if (!r->global_slots)
+        weights = r->a->layers + (size_t)layer * r->p->layer_slots.count;
+    y->weights = (const struct sy_weight *)(const void *)weights;
+    y->adapted = !r->global_slots && has_adapters(r->a);
+    y->small = r->threads > 1 && r->a->n_tokens <= NODE_LOCAL_TOKENS;
+    for (int i = 0; i < 4; i++)
+        r->local_bits[i] = y->small ? plan->local_bits[i] : 0;
+    r->n->unit->section[section](y);
+}
+
+static void work_native(struct run *r, uint32_t last)
+{
+    struct sy_run y;
+    native_open(r, &y);
+    for (uint32_t s = r->n->stage_from; s < r->n->stage_to; s++) {
+        if (s == 0)
+            run_native(r, &y, RDU_SECTION_EMBED, 0);
+        else if (s == last)
+            run_native(r, &y, RDU_SECTION_HEAD, 0);
+        else
+            run_native(r, &y, RDU_SECTION_LAYER, s - 1);
+    }
+}
+
 void node_work(struct node_worker *w)
 {
     const struct rdu_node *n = w->node;
     struct run r = {.w = w, .n = n, .k = &n->kernels, .p = n->program, .a = n->args,
                     .thread_idx = w->thread_idx, .threads = n->opt.threads};
     uint32_t last = r.a->n_layers + 1;
+    if (n->solo)
+        r.threads = 1;
+    if (n->unit) {
+        work_native(&r, last);
+        return;
+    }
     for (uint32_t s = n->stage_from; s < n->stage_to; s++) {
         if (s == 0)
             run_section(&r, RDU_SECTION_EMBED, 0);

@@ -24,12 +24,6 @@ static enum err_code check_options(const struct rdu_graph *g, const struct rdu_p
     if ((unsigned)o->exec > RDU_EXEC_NATIVE)
         return err_set(e, ERR_INVALID, "graph %s: execution level %d does not exist", g->name,
                        (int)o->exec);
-    if (o->exec == RDU_EXEC_NATIVE)
-        return err_set(
-            e, ERR_UNSUPPORTED,
-            "graph %s: native code is not emitted by this build: use fused (same results), "
-            "unfused or interp",
-            g->name);
     if (o->sockets < 1 || o->sockets > 16)
         return err_set(e, ERR_INVALID, "graph %s: %u sockets, must be 1 to 16", g->name,
                        o->sockets);
@@ -46,15 +40,49 @@ static void report_simplify(struct rdu_program *p)
                c->body.moved, c->body.removed, c->copies, c->hoisted);
 }
 
+/* Buffers that row-wise launches make from x alone: each host thread computes its own copy in small
+ * steps (node/run.c, is_broadcast). An interpreted Loop reads the shared arena only. */
+static void find_local(struct rdu_section_plan *s)
+{
+    for (uint32_t i = 0; i < s->count; i++) {
+        if (s->launches[i].kernel == RDU_KERNEL_LOOP)
+            return;
+    }
+    for (uint32_t i = 0; i < s->count; i++) {
+        const struct rdu_launch *l = &s->launches[i];
+        uint32_t in = l->in[0];
+        bool row_wise = l->kernel == RDU_KERNEL_NORM || l->kernel == RDU_KERNEL_QUANTIZE ||
+                        l->kernel == RDU_KERNEL_TAKE_OUTS;
+        bool own =
+            row_wise && (in == RDU_BUF_X || (in < 256 && s->local_bits[in / 64] >> (in % 64) & 1));
+        for (int k = 0; own && k < 2; k++) {
+            if (l->out[k] < 256)
+                s->local_bits[l->out[k] / 64] |= (uint64_t)1 << (l->out[k] % 64);
+        }
+    }
+}
+
+/* Weights of a layer, and tables by number: what native code asks for. */
+static void note_for_native(struct rdu_program *p)
+{
+    const struct rdu_graph *g = p->graph;
+    for (uint32_t i = 0; i < p->layer_slots.count; i++)
+        p->layer_weights += (uint64_t)p->layer_slots.slots[i].rows * p->layer_slots.slots[i].cols;
+    p->tables = mem_array(BASE_MAX(g->tables_count, 1u), sizeof(*p->tables));
+    for (uint32_t i = 0; i < g->tables_count; i++)
+        p->tables[i] = g->tables[i].data;
+}
+
 static enum err_code plan_section(struct rdu_program *p, uint32_t section, struct err *e)
 {
     struct opt_section clusters;
     struct opt_saved saved;
-    bool fused = p->opt.exec == RDU_EXEC_FUSED;
+    bool fused = p->opt.exec != RDU_EXEC_UNFUSED;
     buf_printf(&p->report, "%s %s:\n", fused ? "fuse" : "map", section_name[section]);
     enum err_code rc = opt_fuse(p->graph, section, fused, &clusters, &saved, &p->report, e);
     if (rc == ERR_OK) {
         opt_buffers(p, section, &clusters);
+        find_local(&p->section[section]);
         buf_printf(&p->report, "  %u launches", p->section[section].count);
         if (fused)
             buf_printf(&p->report, ", %u less than one per operator, and %llu bytes per row less",
@@ -84,6 +112,7 @@ static enum err_code build(struct rdu_program *p, const struct rdu_graph *from, 
     if (rc != ERR_OK)
         return err_wrap(e, "after simplification");
     take_slots(p);
+    note_for_native(p);
     ir_exec_prepare(p->graph);
     if (p->opt.exec == RDU_EXEC_INTERP)
         return ERR_OK;
@@ -128,6 +157,7 @@ void rdu_program_close(struct rdu_program **p)
     for (uint32_t i = 0; i < (*p)->bufs_count; i++)
         free((char *)(uintptr_t)(*p)->bufs[i].name);
     free((*p)->bufs);
+    free((*p)->tables);
     buf_done(&(*p)->report);
     rdu_graph_close(&(*p)->graph);
     free(*p);

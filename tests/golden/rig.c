@@ -49,6 +49,40 @@ static void fill_store(struct rig *r, const struct rig_options *o, char *top)
     memtier_store_close(&store);
 }
 
+static int remove_entry(const char *path, const struct stat *st, int type, struct FTW *ftw);
+static char cache[64];
+
+static void remove_cache(void)
+{
+    nftw(cache, remove_entry, 16, FTW_DEPTH | FTW_PHYS);
+}
+
+/* One for the process: a program met again is not compiled again. */
+static const char *cache_dir(void)
+{
+    if (cache[0] == 0) {
+        strcpy(cache, "/tmp/switchyard-objects-XXXXXX");
+        assert_non_null(mkdtemp(cache));
+        atexit(remove_cache);
+    }
+    return cache;
+}
+
+/* Compiled form in place, or the test fails: a machine without a compiler skips it before. */
+static void wait_native(struct rig *r)
+{
+    struct rdu_native_stats stats;
+    if (r->conf.rdu_exec != CONF_EXEC_NATIVE)
+        return;
+    if (r->stack.native == NULL)
+        fail_msg("native: %s", r->stack.native_said.msg);
+    rdu_native_wait(r->stack.native);
+    rdu_native_stats(r->stack.native, &stats);
+    if (stats.failed + stats.rejected + stats.not_stored > 0 ||
+        stats.compiled + stats.cache_hits == 0)
+        fail_msg("native: %s", stats.last_error);
+}
+
 void rig_open(struct rig *r, const struct rig_options *o)
 {
     char top[16], sockets[16], threads[16];
@@ -64,6 +98,7 @@ void rig_open(struct rig *r, const struct rig_options *o)
     set(&r->conf, "rdu.exec", o->exec);
     set(&r->conf, "rdu.numerics", o->numerics);
     set(&r->conf, "kv.type", o->kv);
+    set(&r->conf, "rdu.cache", cache_dir());
     set(&r->conf, "tiers.hbm", o->hbm);
     set(&r->conf, "rdu.sockets", sockets);
     set(&r->conf, "rdu.threads", threads);
@@ -72,6 +107,7 @@ void rig_open(struct rig *r, const struct rig_options *o)
     must(stack_open(&r->conf, MEMTIER_READ, &r->stack, &e), &e, "open");
     if (o->cpu)
         unsetenv("SWITCHYARD_CPU");
+    wait_native(r);
     r->expert = experts_find(r->stack.experts, top);
     assert_non_null(r->expert);
     if (!expert_ok(r->expert, &e))

@@ -6,6 +6,7 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
@@ -36,6 +37,18 @@ static bool cpu_has(const char *cpu)
     return has;
 }
 
+static bool has_compiler(void)
+{
+    char dir[] = "/tmp/switchyard-native-XXXXXX";
+    struct rdu_native *n = NULL;
+    assert_non_null(mkdtemp(dir));
+    struct rdu_native_options o = {.compiler = "cc", .dir = dir};
+    bool has = rdu_native_open(&o, &n, NULL) == ERR_OK && rdu_native_compiler(n) != NULL;
+    rdu_native_close(&n);
+    rmdir(dir);
+    return has;
+}
+
 static float *logits_of(const char *model, const char *adapter, const char *numerics, const struct way *w,
                         size_t tokens, size_t *ret_bytes)
 {
@@ -58,6 +71,10 @@ static void all_ways(const char *model, const char *adapter, const char *numeric
     float *first = logits_of(model, adapter, numerics, &ways[0], tokens, &bytes);
     for (size_t i = 1; i < count; i++) {
         const struct way *w = &ways[i];
+        if (strcmp(w->exec, "native") == 0 && !has_compiler()) {
+            print_message("this machine has no C compiler\n");
+            continue;
+        }
         if (w->cpu && !cpu_has(w->cpu)) {
             print_message("this machine has no %s\n", w->cpu);
             continue;
@@ -73,11 +90,12 @@ static void all_ways(const char *model, const char *adapter, const char *numeric
 }
 
 static const struct way ways[] = {
-    {"fused", "scalar", 8, 1, 0}, {"interp", NULL, 8, 1, 0},  {"fused", "avx2", 8, 1, 0},
-    {"fused", "avx512", 8, 1, 0}, {"unfused", NULL, 8, 2, 0}, {"fused", NULL, 1, 1, 3},
-    {"fused", NULL, 2, 2, 0},     {"fused", NULL, 3, 2, 5},   {"fused", NULL, 4, 2, 1},
-    {"fused", NULL, 8, 2, 0},     {"fused", NULL, 8, 2, 2},   {"fused", NULL, 8, 8, 16},
-    {"fused", NULL, 16, 5, 0},
+    {"fused", "scalar", 8, 1, 0}, {"interp", NULL, 8, 1, 0},     {"fused", "avx2", 8, 1, 0},
+    {"fused", "avx512", 8, 1, 0}, {"unfused", NULL, 8, 2, 0},    {"fused", NULL, 1, 1, 3},
+    {"fused", NULL, 2, 2, 0},     {"fused", NULL, 3, 2, 5},      {"fused", NULL, 4, 2, 1},
+    {"fused", NULL, 8, 2, 0},     {"fused", NULL, 8, 2, 2},      {"fused", NULL, 8, 8, 16},
+    {"fused", NULL, 16, 5, 0},    {"native", NULL, 8, 1, 0},     {"native", NULL, 8, 2, 1},
+    {"native", "avx2", 3, 2, 5},  {"native", "scalar", 8, 2, 0},
 };
 
 static void tiny(const char *file, const char *lora, const char *numerics)
@@ -121,6 +139,7 @@ static void smollm2_every_way(void **state)
         {"fused", "scalar", 8, 2, 0}, {"fused", "avx2", 8, 2, 0}, {"fused", "avx512", 8, 1, 0},
         {"fused", NULL, 1, 1, 1},     {"fused", NULL, 2, 2, 7},   {"fused", NULL, 3, 2, 0},
         {"fused", NULL, 4, 2, 0},     {"fused", NULL, 8, 2, 0},   {"unfused", NULL, 8, 2, 0},
+        {"native", NULL, 8, 2, 7},    {"native", NULL, 8, 1, 0},
     };
     const char *model = getenv("SWITCHYARD_MODEL");
     if (model == NULL || *model == 0) {
