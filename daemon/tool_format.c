@@ -351,5 +351,8 @@ void tool_format_prefill(const struct tool_format *f, const char *name, struct b
     if (name == NULL)
         return;
     buf_puts(out, name);
-    buf_puts(out, f->form->middle);
+    /* A blank at the end of a prompt is a token that models do not know there: it belongs to what
+     * comes next. */
+    size_t len = strlen(f->form->middle);
+    buf_append(out, f->form->middle, f->form->middle[len - 1] == ' ' ? len - 1 : len);
 }

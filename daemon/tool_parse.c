@@ -296,6 +296,8 @@ static void name_byte(struct tool_parse *p, char c, tool_emit *emit, void *ctx)
 
 static void arguments_byte(struct tool_parse *p, char c)
 {
+    if (p->depth == 0 && is_blank(c))
+        return; /* the end of what stood in the prompt */
     buf_append(&p->piece, &c, 1);
     if (p->escaped) {
         p->escaped = false;

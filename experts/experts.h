@@ -270,7 +270,7 @@ struct grammar_tool {
 enum grammar_tools_start {
     GRAMMAR_TOOLS_AT_TEXT,      /* any text may come before calls, or instead of them */
     GRAMMAR_TOOLS_AT_NAME,      /* marker and open stand at the end of the prompt */
-    GRAMMAR_TOOLS_AT_ARGUMENTS, /* so do the name of tools[0] and middle */
+    GRAMMAR_TOOLS_AT_ARGUMENTS, /* so do the name of tools[0] and middle, less a blank at its end */
 };
 struct grammar_tools {
     const struct grammar_tool *tools;
@@ -342,7 +342,8 @@ struct sequence_options {
     uint32_t max_tokens;      /* completion tokens; prompt + max_tokens <= context */
     struct sampling sampling; /* bias copied */
     uint32_t logprobs;        /* top alternatives wanted per token, 0 = none, <= 20; 255 = chosen only */
-    struct grammar *grammar;  /* what the answer must be, NULL = anything; the sequence takes its own reference */
+    struct grammar *grammar;  /* what the answer must be, within max_tokens if that can be; NULL = anything. The
+                                 sequence takes its own reference. */
     const struct prompt_scores *scores; /* NULL = not wanted; outlives the sequence. Every prompt token is run. */
     bool cache;               /* begin with KV pages that are there already, leave one's own to others */
 };

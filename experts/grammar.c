@@ -212,13 +212,35 @@ static bool nullable_of(const struct gbuild *b, const struct gnode *n)
     }
 }
 
-/* Fixed points: heights sink from NEVER, nullable rises from false. Most nodes come after what they
+static uint32_t bytes_of(const struct gbuild *b, const struct gnode *n)
+{
+    uint32_t rest = 0;
+    switch ((enum gnode_kind)n->kind) {
+    case GNODE_END:
+        return 0;
+    case GNODE_FAIL:
+        return GRAMMAR_BYTES_MAX;
+    case GNODE_BYTE:
+        rest = 1 + b->nodes[n->next].bytes;
+        break;
+    case GNODE_SPLIT:
+        return BASE_MIN(b->nodes[n->next].bytes, b->nodes[n->arg].bytes);
+    case GNODE_CALL:
+        rest = b->nodes[b->rules[n->arg]].bytes + b->nodes[n->next].bytes;
+        break;
+    }
+    return BASE_MIN(rest, GRAMMAR_BYTES_MAX);
+}
+
+/* Fixed points: heights and bytes sink from NEVER, nullable rises from false. Most nodes come after what they
  * point to, and sweeps go both ways, so a few settle all. */
 static void settle(struct gbuild *b)
 {
     bool changed = true, up = false;
-    for (uint32_t i = 0; i < b->nodes_count; i++)
+    for (uint32_t i = 0; i < b->nodes_count; i++) {
         b->nodes[i].height = GRAMMAR_NEVER;
+        b->nodes[i].bytes = GRAMMAR_BYTES_MAX;
+    }
     while (changed) {
         changed = false;
         up = !up;
@@ -226,8 +248,10 @@ static void settle(struct gbuild *b)
             struct gnode *n = &b->nodes[up ? i : b->nodes_count - 1 - i];
             uint16_t h = height_of(b, n);
             bool nullable = nullable_of(b, n);
-            changed |= h != n->height || nullable != n->nullable;
+            uint32_t bytes = bytes_of(b, n);
+            changed |= h != n->height || nullable != n->nullable || bytes != n->bytes;
             n->height = h;
+            n->bytes = bytes;
             n->nullable = nullable;
         }
     }

@@ -25,7 +25,9 @@ struct gnode {
     bool nullable;           /* the rule's end is reached without a byte */
     uint32_t next, arg;      /* SPLIT: the other way; CALL: the rule, next is where it returns to */
     uint16_t height;         /* stack that the shortest way to the rule's end needs; NEVER = no way */
+    uint32_t bytes;          /* of the shortest text to the rule's end; at most GRAMMAR_BYTES_MAX */
 };
+#define GRAMMAR_BYTES_MAX 100000000U
 #define GRAMMAR_NEVER UINT16_MAX
 
 struct grammar {
@@ -144,6 +146,9 @@ bool grammar_complete(const struct grammar_state *s); /* the text so far is one 
 /* Bit i of [vocab/32] words: token i may come next. Valid until the next call on `s`; returns how many
  * are set. */
 const uint32_t *grammar_mask(struct grammar_state *s, uint32_t *ret_count);
+/* The same, less the tokens after which the shortest rest has more than `bytes_left` bytes; where that would
+ * leave none, those with the shortest rest. A vocabulary with a token for every byte can then always come to an end. */
+const uint32_t *grammar_mask_within(struct grammar_state *s, uint32_t bytes_left, uint32_t *ret_count);
 
 /* Between the two files. */
 #define GRAMMAR_DEAD UINT32_MAX
@@ -153,13 +158,14 @@ uint32_t grammar_state_now(const struct grammar_state *s);
 /* The state after a byte, GRAMMAR_DEAD if none; *full is set when there is no room to say. */
 uint32_t grammar_next(struct grammar_state *s, uint32_t from, uint8_t byte, bool *full);
 bool grammar_state_accepts(const struct grammar_state *s, uint32_t state);
+uint32_t grammar_state_bytes(const struct grammar_state *s, uint32_t state); /* of the shortest rest */
 void grammar_flush(struct grammar_state *s); /* forget all states but the present one */
 struct grammar_mask_cache;
 struct grammar_mask_cache *grammar_mask_cache_open(const struct grammar_vocab *v);
 void grammar_mask_cache_close(struct grammar_mask_cache **c);
 void grammar_mask_cache_clear(struct grammar_mask_cache *c);
 const uint32_t *grammar_mask_fill(struct grammar_mask_cache *c, const struct grammar_vocab *v,
-                                  struct grammar_state *s, uint32_t *ret_count);
+                                  struct grammar_state *s, uint32_t bytes_left, uint32_t *ret_count);
 const char *grammar_vocab_bytes(const struct grammar_vocab *v, int32_t token, size_t *ret_len);
 bool grammar_vocab_is_end(const struct grammar_vocab *v, int32_t token);
 

@@ -134,6 +134,7 @@ void grammar_vocab_close(struct grammar_vocab **vp)
 
 struct kept_mask {
     uint32_t state, count;   /* state + 1, 0 = empty */
+    uint32_t bytes_least, bytes_most; /* of the shortest rests after its tokens */
     uint32_t *bits;
 };
 
@@ -141,13 +142,15 @@ struct grammar_mask_cache {
     struct kept_mask mask[MASKS_KEPT];
     uint32_t *memory;
     uint32_t words, turn;
+    struct kept_mask within;  /* the last one that was narrowed; not found again */
 };
 
 struct grammar_mask_cache *grammar_mask_cache_open(const struct grammar_vocab *v)
 {
     struct grammar_mask_cache *c = mem_alloc(sizeof *c);
     c->words = ((uint32_t)v->vocab + 31) / 32;
-    c->memory = mem_array((size_t)c->words * MASKS_KEPT, sizeof *c->memory);
+    c->memory = mem_array((size_t)c->words * (MASKS_KEPT + 1), sizeof *c->memory);
+    c->within.bits = c->memory + (size_t)c->words * MASKS_KEPT;
     for (uint32_t i = 0; i < MASKS_KEPT; i++)
         c->mask[i].bits = c->memory + (size_t)i * c->words;
     return c;
@@ -173,9 +176,13 @@ static uint32_t set_bit(uint32_t *bits, int32_t token)
     return 1;
 }
 
-static uint32_t walk(const struct grammar_vocab *v, struct grammar_state *s, uint32_t *bits, bool *full)
+/* Tokens after which the shortest rest has at most `bytes_left` bytes. */
+static void walk(const struct grammar_vocab *v, struct grammar_state *s, uint32_t bytes_left,
+                 struct kept_mask *m, bool *full)
 {
-    uint32_t path[TOKEN_BYTES_MAX + 1], count = 0, i = 0;
+    uint32_t path[TOKEN_BYTES_MAX + 1], i = 0;
+    m->count = m->bytes_most = 0;
+    m->bytes_least = GRAMMAR_BYTES_MAX;
     path[0] = grammar_state_now(s);
     while (i < v->nodes) {
         const struct trie_node *n = &v->node[i];
@@ -185,28 +192,27 @@ static uint32_t walk(const struct grammar_vocab *v, struct grammar_state *s, uin
             continue;
         }
         path[n->depth] = to;
-        for (uint32_t k = 0; k < n->count; k++)
-            count += set_bit(bits, v->order[n->first + k]);
         i++;
+        if (n->count == 0)
+            continue;
+        uint32_t bytes = grammar_state_bytes(s, to);
+        if (bytes > bytes_left)
+            continue;
+        m->bytes_least = BASE_MIN(m->bytes_least, bytes);
+        m->bytes_most = BASE_MAX(m->bytes_most, bytes);
+        for (uint32_t k = 0; k < n->count; k++)
+            m->count += set_bit(m->bits, v->order[n->first + k]);
     }
-    return count;
 }
 
-const uint32_t *grammar_mask_fill(struct grammar_mask_cache *c, const struct grammar_vocab *v,
-                                  struct grammar_state *s, uint32_t *ret_count)
+static void fill(struct grammar_mask_cache *c, const struct grammar_vocab *v, struct grammar_state *s,
+                 uint32_t bytes_left, struct kept_mask *m)
 {
-    uint32_t now = grammar_state_now(s);
-    for (uint32_t i = 0; i < MASKS_KEPT; i++)
-        if (c->mask[i].state == now + 1) {
-            *ret_count = c->mask[i].count;
-            return c->mask[i].bits;
-        }
-    struct kept_mask *m = &c->mask[c->turn++ % MASKS_KEPT];
     grammar_begin_work(s);
     for (int attempt = 0; attempt < 2; attempt++) {
         bool full = false;
         memset(m->bits, 0, c->words * sizeof *m->bits);
-        m->count = walk(v, s, m->bits, &full);
+        walk(v, s, bytes_left, m, &full);
         if (!full)
             break;
         grammar_flush(s); /* the second time there is room, or what is left out is never allowed */
@@ -214,6 +220,30 @@ const uint32_t *grammar_mask_fill(struct grammar_mask_cache *c, const struct gra
     for (uint32_t i = 0; grammar_state_accepts(s, grammar_state_now(s)) && i < v->ends_count; i++)
         m->count += set_bit(m->bits, v->ends[i]);
     m->state = grammar_state_now(s) + 1;
+}
+
+static struct kept_mask *find_mask(struct grammar_mask_cache *c, uint32_t state)
+{
+    for (uint32_t i = 0; i < MASKS_KEPT; i++)
+        if (c->mask[i].state == state + 1)
+            return &c->mask[i];
+    return NULL;
+}
+
+const uint32_t *grammar_mask_fill(struct grammar_mask_cache *c, const struct grammar_vocab *v,
+                                  struct grammar_state *s, uint32_t bytes_left, uint32_t *ret_count)
+{
+    struct kept_mask *m = find_mask(c, grammar_state_now(s));
+    if (m == NULL) {
+        m = &c->mask[c->turn++ % MASKS_KEPT];
+        fill(c, v, s, UINT32_MAX, m);
+    }
+    /* Where none is short enough the shortest may still do: tokens are mostly more than a byte. */
+    bytes_left = BASE_MAX(bytes_left, m->bytes_least);
+    if (m->bytes_most > bytes_left) {
+        fill(c, v, s, bytes_left, &c->within);
+        m = &c->within;
+    }
     *ret_count = m->count;
     return m->bits;
 }

@@ -24,6 +24,7 @@ struct stack_cell {
     uint32_t node;        /* to return to */
     uint32_t below;       /* 0 = nothing below */
     uint32_t depth;
+    uint32_t bytes;       /* of the shortest text that empties the stack */
 };
 
 struct pair {
@@ -32,6 +33,7 @@ struct pair {
 
 struct dfa_state {
     uint32_t first, count; /* of pairs */
+    uint32_t bytes;        /* of the shortest rest */
     bool accepts;
 };
 
@@ -73,7 +75,7 @@ static uint32_t mix(uint32_t a, uint32_t b)
 }
 
 /* The one copy of `node` on top of `below`; UINT32_MAX when the table is full. */
-static uint32_t stack_push(struct tables *t, uint32_t node, uint32_t below)
+static uint32_t stack_push(struct tables *t, const struct grammar *g, uint32_t node, uint32_t below)
 {
     uint32_t at = mix(node, below) & (2 * STACKS_MAX - 1);
     for (; t->cell_slot[at] != 0; at = (at + 1) & (2 * STACKS_MAX - 1)) {
@@ -83,7 +85,9 @@ static uint32_t stack_push(struct tables *t, uint32_t node, uint32_t below)
     }
     if (t->cells == STACKS_MAX)
         return UINT32_MAX;
-    t->cell[t->cells] = (struct stack_cell){node, below, t->cell[below].depth + 1};
+    t->cell[t->cells] =
+        (struct stack_cell){node, below, t->cell[below].depth + 1,
+                            BASE_MIN(t->cell[below].bytes + g->nodes[node].bytes, GRAMMAR_BYTES_MAX)};
     t->cell_slot[at] = t->cells;
     return t->cells++;
 }
@@ -131,7 +135,7 @@ static void expand(struct grammar_state *s, struct pair p)
         break;
     case GNODE_CALL:
         if (n->next != GNODE_IDX_END)
-            stack = stack_push(&s->t, n->next, stack);
+            stack = stack_push(&s->t, s->grammar, n->next, stack);
         if (stack == UINT32_MAX)
             s->no_room = true;
         else
@@ -179,6 +183,16 @@ static void sort_pairs(struct pair *p, uint32_t n)
 
 /* ---- states --------------------------------------------------------------------------------------- */
 
+static uint32_t shortest_rest(const struct grammar_state *s)
+{
+    uint32_t least = s->set_accepts ? 0 : GRAMMAR_BYTES_MAX;
+    for (uint32_t i = 0; i < s->set_count && least > 0; i++) {
+        struct pair p = s->set[i];
+        least = BASE_MIN(least, s->grammar->nodes[p.node].bytes + s->t.cell[p.stack].bytes);
+    }
+    return least;
+}
+
 /* The state of the set at hand; GRAMMAR_DEAD for none, with no_room set when a table is full. */
 static uint32_t intern(struct grammar_state *s)
 {
@@ -198,7 +212,7 @@ static uint32_t intern(struct grammar_state *s)
         s->no_room = true;
         return GRAMMAR_DEAD;
     }
-    t->state[t->states] = (struct dfa_state){t->pairs, s->set_count, s->set_accepts};
+    t->state[t->states] = (struct dfa_state){t->pairs, s->set_count, shortest_rest(s), s->set_accepts};
     memcpy(t->pair + t->pairs, s->set, s->set_count * sizeof *s->set);
     t->pairs += s->set_count;
     memset(t->next + (size_t)t->states * 256, 0, 256 * sizeof *t->next);
@@ -274,6 +288,11 @@ bool grammar_state_accepts(const struct grammar_state *s, uint32_t state)
     return s->t.state[state].accepts;
 }
 
+uint32_t grammar_state_bytes(const struct grammar_state *s, uint32_t state)
+{
+    return s->t.state[state].bytes;
+}
+
 /* ---- emptying the tables ----------------------------------------------------------------------------- */
 
 static void tables_clear(struct tables *t)
@@ -299,7 +318,7 @@ static void restore_stacks(struct grammar_state *s, uint32_t kept, uint32_t old_
     s->moved[0] = 0;
     for (uint32_t c = 1; c < old_cells; c++)
         if (s->moved[c])
-            s->moved[c] = stack_push(&s->t, s->old_cell[c].node, s->moved[s->old_cell[c].below]);
+            s->moved[c] = stack_push(&s->t, s->grammar, s->old_cell[c].node, s->moved[s->old_cell[c].below]);
     for (uint32_t i = 0; i < kept; i++)
         s->kept[i].stack = s->moved[s->kept[i].stack];
 }
@@ -426,5 +445,10 @@ bool grammar_accept(struct grammar_state *s, int32_t token)
 
 const uint32_t *grammar_mask(struct grammar_state *s, uint32_t *ret_count)
 {
-    return grammar_mask_fill(s->masks, s->vocab, s, ret_count);
+    return grammar_mask_fill(s->masks, s->vocab, s, UINT32_MAX, ret_count);
+}
+
+const uint32_t *grammar_mask_within(struct grammar_state *s, uint32_t bytes_left, uint32_t *ret_count)
+{
+    return grammar_mask_fill(s->masks, s->vocab, s, bytes_left, ret_count);
 }

@@ -48,7 +48,6 @@ static enum err_code call_rule(struct schema *s, const struct grammar_tools *o, 
 {
     struct gbuild *b = &s->build;
     uint32_t out = GNODE_IDX_FAIL;
-    *ret = gb_rule(b);
     for (size_t i = 0; i < o->count; i++) {
         uint32_t args = 0;
         enum err_code code = arguments_rule(s, &o->tools[i], &args);
@@ -56,13 +55,25 @@ static enum err_code call_rule(struct schema *s, const struct grammar_tools *o, 
             return code;
         uint32_t node = gb_text(b, o->form->middle, strlen(o->form->middle),
                                 gb_call(b, args, GNODE_IDX_END));
-        if (o->start == GRAMMAR_TOOLS_AT_ARGUMENTS && i == 0 && !b->full)
-            gb_rule_set(b, *ret, gb_call(b, args, GNODE_IDX_END));
         out = gb_split(b, out, gb_text(b, o->tools[i].name, strlen(o->tools[i].name), node));
     }
-    if (o->start != GRAMMAR_TOOLS_AT_ARGUMENTS && !b->full)
+    *ret = gb_rule(b);
+    if (!b->full)
         gb_rule_set(b, *ret, out);
     return ERR_OK;
+}
+
+/* The rest of the first call when all up to its arguments stands in the prompt. */
+static enum err_code first_arguments(struct schema *s, const struct grammar_tools *o, uint32_t next,
+                                     uint32_t *ret)
+{
+    size_t len = strlen(o->form->middle);
+    uint32_t args = 0;
+    enum err_code code = arguments_rule(s, &o->tools[0], &args);
+    *ret = gb_call(&s->build, args, next);
+    if (o->form->middle[len - 1] == ' ')
+        *ret = gb_byte(&s->build, ' ', ' ', *ret);
+    return code;
 }
 
 /* ---- calls one after the other --------------------------------------------------------------------- */
@@ -174,8 +185,10 @@ static enum err_code compile(struct schema *s, const struct grammar_tools *o, st
         return code;
     /* One call that generation begins inside of needs nothing behind it. */
     bool bare = more == 0 && o->start != GRAMMAR_TOOLS_AT_TEXT;
-    uint32_t entry = gb_call(b, call, bare ? GNODE_IDX_END : after_call(b, o, call, more));
-    if (o->start == GRAMMAR_TOOLS_AT_TEXT)
+    uint32_t after = bare ? GNODE_IDX_END : after_call(b, o, call, more), entry = gb_call(b, call, after);
+    if (o->start == GRAMMAR_TOOLS_AT_ARGUMENTS)
+        code = first_arguments(s, o, after, &entry);
+    else if (o->start == GRAMMAR_TOOLS_AT_TEXT)
         code = text_or_calls(s, o, gb_text(b, o->form->open, strlen(o->form->open), entry), &entry);
     if (code != ERR_OK)
         return code;

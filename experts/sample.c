@@ -66,7 +66,10 @@ static void ban_end_tokens(const struct sequence *s, float *logits, uint32_t voc
 static void ban_unfitting(const struct sequence *s, float *logits, uint32_t vocab)
 {
     uint32_t known = (uint32_t)tokenizer_vocab(s->expert->base->tokenizer), count;
-    const uint32_t *bits = grammar_mask(s->grammar, &count);
+    uint32_t left = s->max_tokens - (uint32_t)(s->tokens_count - s->prompt_count);
+    /* Towards the limit only what can still be completed may come, this token and the end token aside by a
+     * token for each byte: half a JSON object is of no use to anyone. */
+    const uint32_t *bits = grammar_mask_within(s->grammar, left > 2 ? left - 2 : 0, &count);
     for (uint32_t i = 0; i < vocab; i++)
         if (i >= known || !(bits[i / 32] >> (i % 32) & 1))
             logits[i] = -INFINITY;

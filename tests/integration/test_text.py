@@ -44,7 +44,7 @@ def test_special_tokens_are_read_or_not(server):
 def test_tools_are_in_the_template(server):
     tool = {"type": "function", "function": {"name": "look_up", "parameters": {"type": "object"}}}
     prompt = server.post("/apply-template", ASK | {"tools": [tool], "tool_choice": "required"}).json["prompt"]
-    assert prompt.count("look_up") >= 2 and prompt.endswith("\"arguments\": ")
+    assert prompt.count("look_up") >= 2 and prompt.endswith("\"arguments\":")
 
 
 @pytest.mark.parametrize("path, body, param", [

@@ -125,7 +125,7 @@ static void a_prompt_that_ends_inside_a_call_is_gone_on_from(void **state)
                                      .name = "f",
                                      .constrained = true,
                                      .calls_max = 1};
-    char *got = parsed(&opt, "{\"a\": \"<tool_call>\"}", 3);
+    char *got = parsed(&opt, " {\"a\": \"<tool_call>\"}", 3);
     assert_string_equal(got, "|f:{\"a\": \"<tool_call>\"}");
     free(got);
     opt.start = GRAMMAR_TOOLS_AT_NAME;
@@ -231,7 +231,7 @@ static void a_forced_call_has_no_content(void **state)
         "{\"a\": 7}");
     fake_engine_last_prompt(&prompt);
     buf_append(&prompt, "", 1);
-    assert_non_null(strstr(prompt.data, "<tool_call>\n{\"name\": \"f\", \"arguments\": "));
+    assert_non_null(strstr(prompt.data, "<tool_call>\n{\"name\": \"f\", \"arguments\":"));
     json_decref(v);
     buf_done(&prompt);
     rig_close(&r);
