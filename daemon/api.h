@@ -121,6 +121,8 @@ struct api_call {
     struct expert *expert;
     enum router_reason reason;
     double confidence;
+    size_t body_bytes;
+    uint64_t conversation; /* tells it from others by its first words; 0 = none */
     uint64_t received_ns, route_ns;
     uint64_t created_s;
     char id[48];

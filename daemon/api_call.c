@@ -8,6 +8,9 @@
 
 #include "daemon/api_field.h"
 
+/* A shorter prompt is rendered and tokenised before the engine could do anything with the news. */
+#define EXPECT_BYTES 8192
+
 /* ---- names ---------------------------------------------------------------------------------- */
 
 /* Unguessable enough to be unique across restarts; the counter makes it unique within one. */
@@ -48,6 +51,7 @@ enum err_code api_call_open(struct server *s, enum api_kind kind, const char *bo
     struct api_call *c = mem_alloc(sizeof *c);
     c->server = s;
     c->kind = kind;
+    c->body_bytes = len;
     c->received_ns = clock_ns();
     name_call(c);
     enum err_code code = field_parse_body(body, len, &c->root, e);
@@ -181,6 +185,7 @@ static enum err_code fill_request(struct api_call *c, size_t prompt_idx, struct 
     r->created_s = c->created_s;
     r->expert = c->expert;
     r->priority = serving->priority;
+    r->conversation = c->conversation;
     enum err_code code = tokens_of(c, prompt_idx, &r->prompt, e);
     if (code == ERR_OK)
         code = check_context(c, r->prompt.count, serving->context, e);
@@ -218,6 +223,8 @@ enum err_code api_call_prepare(struct api_call *c, struct router_scratch *scratc
         e->code = ERR_LOAD_FAILED;
         return ERR_LOAD_FAILED;
     }
+    if (c->body_bytes > EXPECT_BYTES)
+        engine_expect(c->server->engine, c->expert);
     if (c->kind == API_CHAT)
         code = api_tools_prepare(c, e);
     if (code != ERR_OK)

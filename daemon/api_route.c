@@ -124,8 +124,18 @@ static struct expert *generalist_for(const struct api_call *c)
     return s->generalist;
 }
 
+/* A conversation is known by the first words of its user, which every later turn repeats. */
+static void note_conversation(struct api_call *c)
+{
+    struct router_turn turns[ROUTE_TURNS_MAX];
+    if (c->kind != API_CHAT || collect_message_turns(c, turns) == 0)
+        return;
+    c->conversation = hash64_of(turns[0].text, turns[0].len, 1) | 1;
+}
+
 enum err_code api_choose_expert(struct api_call *c, struct router_scratch *scratch, struct err *e)
 {
+    note_conversation(c);
     struct server *s = c->server;
     struct router_decision decision = {.label_idx = -1, .reason = ROUTER_REASON_NO_HEAD};
     if (strcmp(c->options.model, "auto") != 0)

@@ -27,6 +27,9 @@ enum err_code engine_open(const struct engine_options *opt, struct engine **ret,
  * ERR_NO_MEMORY (can never fit) otherwise; *ret_retry_after_s is set for the first two. */
 enum err_code engine_submit(struct engine *g, struct request *r, uint32_t *ret_retry_after_s,
                             struct err *e) BASE_NODISCARD;
+/* Any thread; returns at once. A request for the expert will be submitted soon: its weights may come in
+ * meanwhile, into free room. */
+void engine_expect(struct engine *g, struct expert *ex);
 /* Any thread; returns at once. The request ends with FINISH_CANCELLED within one token. */
 void engine_cancel(struct engine *g, struct request *r);
 /* Refuse new requests from now on; running and queued ones finish. Any thread. */
@@ -47,6 +50,8 @@ struct engine_stats {
     uint64_t prefix_tokens_reused, preemptions, node_ns;
     uint32_t running, queued, loading; /* loading: running ones that wait for weights */
     uint64_t expired;          /* experts that left hbm because their time to live had passed */
+    uint64_t turns_foretold, turns_right; /* next experts of conversations: see markov.h */
+    bool foretelling;          /* false: it was mostly wrong and is switched off */
     struct hist step_hist, switch_hist[4]; /* switch: decision to first launch */
     struct hist inter_token_hist, queue_hist;
     uint64_t kv_pages, kv_bytes;

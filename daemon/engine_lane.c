@@ -79,6 +79,8 @@ static void request_end(struct engine *g, struct engine_request *er, enum reques
         r->account.decode_ns = r->account.done_ns - r->account.first_token_ns;
     note_request_done(g, r, finish);
     engine_note_demand(g, r, -1);
+    if (finish == REQUEST_FINISH_STOP || finish == REQUEST_FINISH_LENGTH)
+        engine_note_turn(g, r);
     r->engine = NULL;
     free(er);
     engine_set_state(r, REQUEST_DONE);

@@ -9,6 +9,7 @@
 #include "daemon/engine_private.h"
 
 #define ORDERS_MAX 1024
+#define EXPECTED_MAX 256
 #define LOOK_AHEAD 4          /* waiting requests whose experts are brought in early */
 #define LOOK_NS 1000000000ull /* between two looks at who has not been used */
 
@@ -336,22 +337,50 @@ static void expire(struct engine *g, uint64_t now)
     }
 }
 
+static void prefetch_expert(struct engine *g, const struct expert *ex)
+{
+    size_t count;
+    const uint32_t *segs = expert_segments(ex, &count);
+    if (farthest(g, segs, count) != MEMTIER_HBM)
+        memtier_prefetch(g->opt.memtier, segs, count);
+}
+
+void engine_expect(struct engine *g, struct expert *ex)
+{
+    if (expert_ok(ex, NULL) && ring_push(g->expected, ex))
+        ring_wake(g->ring);
+}
+
+void engine_note_turn(struct engine *g, const struct request *r)
+{
+    struct markov_stats st;
+    if (r->conversation == 0)
+        return;
+    uint32_t next = markov_turn(g->markov, r->conversation, expert_index(r->expert));
+    if (next != MARKOV_NONE && expert_ok(experts_at(g->opt.experts, next), NULL))
+        prefetch_expert(g, experts_at(g->opt.experts, next));
+    markov_stats(g->markov, &st);
+    lock_take(&g->stats_lock);
+    g->stats.turns_foretold = st.foretold;
+    g->stats.turns_right = st.right;
+    g->stats.foretelling = st.on;
+    lock_drop(&g->stats_lock);
+}
+
 /* Requests that must wait for a lane: their experts come in meanwhile, into free room, behind every
  * load that somebody waits for. */
 static void look_ahead(struct engine *g)
 {
     uint32_t n = 0;
-    for (struct engine_request *er = g->waiting; er && n < LOOK_AHEAD; er = er->next, n++) {
-        size_t count;
-        const uint32_t *segs = expert_segments(er->request->expert, &count);
-        if (farthest(g, segs, count) != MEMTIER_HBM)
-            memtier_prefetch(g->opt.memtier, segs, count);
-    }
+    for (struct engine_request *er = g->waiting; er && n < LOOK_AHEAD; er = er->next, n++)
+        prefetch_expert(g, er->request->expert);
 }
 
 void engine_look(struct engine *g)
 {
     uint64_t now = clock_ns();
+    for (struct expert *ex = ring_pop(g->expected); ex; ex = ring_pop(g->expected))
+        prefetch_expert(g, ex);
     if (g->queue_changed) {
         g->queue_changed = false;
         look_ahead(g);
@@ -421,7 +450,9 @@ enum err_code engine_open_orders(struct engine *g, struct err *e)
     g->places = mem_array(BASE_MAX(experts, 1), sizeof(*g->places));
     for (size_t i = 0; i < experts && g->opt.ttl_ns; i++)
         g->memory[i].ttl_ns = g->opt.ttl_ns[i];
-    return ring_open(&g->orders, ORDERS_MAX, e);
+    g->markov = markov_open((uint32_t)experts);
+    enum err_code code = ring_open(&g->expected, EXPECTED_MAX, e);
+    return code == ERR_OK ? ring_open(&g->orders, ORDERS_MAX, e) : code;
 }
 
 void engine_close_orders(struct engine *g)
@@ -429,6 +460,8 @@ void engine_close_orders(struct engine *g)
     if (g->orders)
         engine_end_orders(g);
     ring_close(&g->orders);
+    ring_close(&g->expected);
+    markov_close(&g->markov);
     free(g->memory);
     free(g->places);
 }

@@ -5,6 +5,7 @@
 
 #include "daemon/engine.h"
 #include "daemon/engine_order.h"
+#include "daemon/markov.h"
 #include "daemon/output.h"
 #include "daemon/sched.h"
 
@@ -73,6 +74,8 @@ struct engine {
     uint64_t step_no;
     struct buf visible;
     struct ring *orders;         /* submissions of engine_order.h */
+    struct ring *expected;       /* experts of requests that are still being rendered */
+    struct markov *markov;       /* what conversations will want next */
     struct engine_order *open_orders; /* those that wait for a load */
     struct engine_memory *memory; /* [experts] */
     uint64_t looked_ns;
@@ -122,6 +125,8 @@ void engine_look(struct engine *g);
 void engine_note_loads(struct engine *g);
 /* +1 when a request is queued, -1 when it has ended. */
 void engine_note_demand(struct engine *g, const struct request *r, int change);
+/* The request was answered: what its conversation will probably want next may come in. */
+void engine_note_turn(struct engine *g, const struct request *r);
 
 /* engine_step.c */
 void engine_close_step(struct open_step *o);

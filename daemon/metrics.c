@@ -386,6 +386,11 @@ static void put_now(const struct engine_stats *st, struct buf *out)
     put_simple(out, "switchyard_tier_fragmentation", "gauge",
                "Of the free bytes of hbm, the share outside the longest run",
                free_bytes ? 1 - (double)BASE_MIN(t->largest_free, free_bytes) / (double)free_bytes : 0);
+    put_family(out, "switchyard_turns_foretold_total", "counter",
+               "Next experts of conversations that were foretold, by whether it came so");
+    put_value(out, "switchyard_turns_foretold_total", "outcome=\"right\"", (double)st->turns_right);
+    put_value(out, "switchyard_turns_foretold_total", "outcome=\"wrong\"",
+              (double)(st->turns_foretold - st->turns_right));
     put_simple(out, "switchyard_experts_expired_total", "counter",
                "Experts that left hbm because nobody asked for them (ttl_s)", (double)st->expired);
 }

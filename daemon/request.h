@@ -76,6 +76,7 @@ struct request {
     uint32_t stops_count;
     uint32_t choices_count;
     int32_t priority;
+    uint64_t conversation;     /* tells it from others by its first words; 0 = none */
     bool cache_prompt;         /* KV of others with the same beginning is used, and one's own left to them */
 
     /* Output. `scores`: in `memory`; the first choice's sequence fills them, whole once that choice has an

@@ -225,3 +225,25 @@ def test_admin_on_a_port_wants_the_key_and_refuses_nonsense(begin):
         assert status == want and out["error"]["message"], (path, status, out)
     assert s.get("/admin/tiers").status == 404  # not on the public listener
     assert s.stop() == 0
+
+
+def test_what_a_conversation_wants_next_is_brought_in_early(begin):
+    s = begin(SWITCHYARD_ROUTER_GENERALIST="m0")
+
+    def talk(i, model):
+        body = {"model": model, "max_tokens": 2, "messages": [{"role": "user", "content": f"talk {i}"}]}
+        assert s.post("/v1/chat/completions", body).status == 200
+
+    for i in range(8):  # every conversation goes from m1 to m2
+        talk(i, "m1")
+        talk(i, "m2")
+    assert s.metric('switchyard_turns_foretold_total{outcome="right"}') > 0
+    assert s.metric('switchyard_turns_foretold_total{outcome="wrong"}') == 0
+    assert tiers(s, "unload", "m2", "--to", "nvme")[0] == 0
+    talk(99, "m1")
+    for _ in range(200):
+        if place(s, "m2")["bytes"].keys() == {"hbm"}:
+            break
+        time.sleep(0.02)
+    assert place(s, "m2")["bytes"].keys() == {"hbm"}  # nobody has asked for it yet
+    assert s.stop() == 0
