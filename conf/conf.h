@@ -73,6 +73,7 @@ struct conf {
     /* kv */
     enum conf_kv kv_type;      /* f16 */
     uint32_t kv_page_tokens;   /* 32 */
+    uint64_t kv_spill_bytes;   /* 1 GiB; 0 = none */
     /* sched */
     uint32_t sched_max_sequences; /* 32 */
     uint32_t sched_max_queue;     /* 256 */

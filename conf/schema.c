@@ -159,6 +159,13 @@ const struct conf_key conf_top_keys[] = {
      RANGE(32, 1024),
      .default_text = "32",
      .help = "Tokens per KV page, a multiple of 32."},
+    {.name = "kv.spill",
+     .kind = CONF_KIND_BYTES,
+     TOP(kv_spill_bytes),
+     RANGE(0, SIZE_LIMIT),
+     .default_text = "1GiB",
+     .help = "File of the store for KV pages of idle conversations, emptied at start; 0 = "
+             "none."},
     /* sched */
     {.name = "sched.max_sequences",
      .kind = CONF_KIND_UINT32,

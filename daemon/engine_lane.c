@@ -400,7 +400,7 @@ void engine_unpark(struct engine *g)
     uint64_t kv = experts_kv_bytes(g->opt.experts, ex, sequence_tokens(oldest->seq) + ADMIT_TOKENS);
     if (going > 0 && !leaves_room(g, ex, kv))
         return;
-    oldest->parked = false;
+    oldest->parked = oldest->fetched = false;
     g->parked--;
 }
 
@@ -466,16 +466,38 @@ static void check_adapter_load(struct engine *g, struct lane *l)
     struct err e;
     struct request_account *a = &l->request->account;
     if (!memtier_lease_ok(l->load, &e)) {
-        engine_fail_lane(g, l, &e);
+        if (!l->fetching) {
+            engine_fail_lane(g, l, &e);
+            return;
+        }
+        memtier_release(g->opt.memtier, &l->load);
+        sequence_fetch_failed(l->seq);
+        l->fetching = false;
         return;
     }
-    if (memtier_lease_ready(l->load) < expert_adapter_segments(l->request->expert))
+    if (memtier_lease_ready(l->load) < memtier_lease_count(l->load))
         return;
     a->load_ns += clock_ns() - l->load_start_ns;
     a->load_bytes += memtier_lease_load_bytes(l->load);
     if (a->first_token_ns == 0)
         a->origin = BASE_MAX(a->origin, memtier_lease_origin(l->load));
+    if (l->fetching) /* before they lose the lease's pins */
+        engine_note_reused(g, sequence_adopt(l->seq));
+    l->fetching = false;
     memtier_release(g->opt.memtier, &l->load);
+}
+
+/* Once per prompt: pages of its beginning that had to leave hbm come back beside the running steps. */
+static void start_fetch(struct engine *g, struct lane *l)
+{
+    if (l->fetched || l->parked || l->leader)
+        return;
+    l->fetched = true;
+    l->load_start_ns = clock_ns();
+    sequence_fetch(l->seq, l->load_start_ns, &l->load);
+    l->fetching = l->load != NULL;
+    if (l->fetching)
+        engine_set_state(l->request, REQUEST_LOADING);
 }
 
 void engine_move_adapters(struct engine *g)
@@ -486,6 +508,8 @@ void engine_move_adapters(struct engine *g)
             continue;
         if (l->load == NULL)
             start_adapter_load(g, l);
+        if (l->request && l->load == NULL)
+            start_fetch(g, l);
         if (l->request && l->load)
             check_adapter_load(g, l);
     }

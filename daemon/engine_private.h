@@ -18,7 +18,8 @@ struct lane {
     uint32_t choice_idx, base_idx;
     struct sequence *seq;
     struct output output;
-    struct memtier_lease *load;  /* its adapter is being brought in: not yet part of any step */
+    struct memtier_lease *load;  /* its adapter or its pages are being brought in: not yet part of any step */
+    bool fetched, fetching;      /* pages were asked for; they are what `load` is */
     uint64_t load_start_ns, last_token_ns;
     uint64_t admission_no;       /* rising: prompts are run in this order */
     size_t delivered;            /* tokens handed out */

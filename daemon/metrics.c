@@ -252,6 +252,7 @@ static void put_engine(const struct engine_stats *st, struct buf *out)
                (double)st->preemptions);
     put_family(out, "switchyard_kv_pages", "gauge", "KV pages in use, by tier");
     put_value(out, "switchyard_kv_pages", "tier=\"hbm\"", (double)st->memtier.pages);
+    put_value(out, "switchyard_kv_pages", "tier=\"nvme\"", (double)st->memtier.pages_spilled);
     put_simple(out, "switchyard_kv_pages_idle", "gauge",
                "KV pages in hbm that no sequence uses, kept for prompts that begin alike",
                (double)st->memtier.pages_idle);

@@ -82,11 +82,12 @@ static enum err_code resolve_hbm(const struct conf *c, struct stack *s, enum exp
     return code;
 }
 
-static enum err_code open_memory(const struct conf *c, struct stack *s, struct err *e)
+/* Only a daemon spills: others may have the store open beside it. */
+static enum err_code open_memory(const struct conf *c, struct stack *s, bool spill, struct err *e)
 {
     struct memtier_options m = {.hbm_bytes = s->hbm_bytes, .ddr_bytes = c->tiers_ddr_bytes,
                                 .loader = loader_of(c->tiers_loader), .verify = verify_of(c->tiers_verify),
-                                .policy = c->tiers_policy, .measure = s->measure};
+                                .policy = c->tiers_policy, .spill_bytes = spill ? c->kv_spill_bytes : 0, .measure = s->measure};
     return memtier_open(&m, s->store, &s->memtier, e);
 }
 
@@ -151,7 +152,7 @@ enum err_code stack_open(const struct conf *c, enum memtier_access access, struc
     if (code == ERR_OK)
         code = resolve_hbm(c, &s, kv, e);
     if (code == ERR_OK)
-        code = open_memory(c, &s, e);
+        code = open_memory(c, &s, access == MEMTIER_SERVE, e);
     if (code == ERR_OK)
         code = open_node(c, &s, e);
     if (code == ERR_OK)

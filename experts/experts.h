@@ -373,6 +373,11 @@ uint32_t sequence_draft(struct sequence *s, uint32_t most);
 /* Take what the cache has of the pending tokens, all but the last: whole pages by reference, the beginning of
  * one by copy. Worth calling whenever a step is about to run several of them. Returns how many it spared. */
 size_t sequence_adopt(struct sequence *s);
+/* Begin to bring back what of the pending tokens' pages is in the spill file, if that takes less than computing it.
+ * *ret is set where something is on its way: adopt when all of it is ready, then release it. */
+void sequence_fetch(struct sequence *s, uint64_t now_ns, struct memtier_lease **ret);
+/* It could not be read: compute it. */
+void sequence_fetch_failed(struct sequence *s);
 /* The same from another sequence of the expert, cached or not: for choices of one prompt. */
 size_t sequence_fork(struct sequence *s, const struct sequence *from);
 /* `ahead` is about to compute the page that `s` needs next: whoever waits for it need not compute it twice. */

@@ -208,12 +208,53 @@ static struct kv_page *find_named(const struct kv_cache *c, struct hash128 name)
     return NULL;
 }
 
+/* One that is in the spill file only: nobody will ask for it again. */
+static void forget(struct kv_cache *c, struct kv_page *p)
+{
+    assert(p->refs == 0);
+    unlink_page(p);
+    memtier_page_drop(c->memtier, p->mem);
+    give_record(c, p);
+}
+
 struct kv_page *kv_find(struct kv_cache *c, struct hash128 parent, const int32_t *tokens)
 {
     struct kv_page *p = find_named(c, name_of(c, parent, tokens, c->page_tokens));
-    if (p)
-        kv_page_ref(c, p);
+    if (p == NULL || !memtier_page_here(c->memtier, p->mem))
+        return NULL;
+    kv_page_ref(c, p);
     return p;
+}
+
+size_t kv_list_chain(struct kv_cache *c, struct hash128 parent, const int32_t *tokens, size_t count, uint32_t *pages,
+                     size_t *ret_away)
+{
+    size_t n = 0, away = 0, listed = 0;
+    for (; n < count; n++) {
+        struct kv_page *p = find_named(c, name_of(c, parent, tokens + n * c->page_tokens, c->page_tokens));
+        if (p == NULL)
+            break;
+        pages[n] = p->mem;
+        parent = p->name;
+        if (!memtier_page_here(c->memtier, p->mem)) {
+            away++;
+            listed = n + 1;
+        }
+    }
+    *ret_away = away;
+    return listed;
+}
+
+void kv_forget_away(struct kv_cache *c, struct hash128 parent, const int32_t *tokens, size_t count)
+{
+    for (size_t n = 0; n < count; n++) {
+        struct kv_page *p = find_named(c, name_of(c, parent, tokens + n * c->page_tokens, c->page_tokens));
+        if (p == NULL)
+            return;
+        parent = p->name;
+        if (!memtier_page_here(c->memtier, p->mem))
+            forget(c, p);
+    }
 }
 
 static uint32_t same_tokens(const struct kv_page *p, const int32_t *tokens, uint32_t count)
@@ -233,7 +274,7 @@ struct kv_page *kv_find_longest(struct kv_cache *c, struct hash128 parent, const
     *ret_count = 0;
     for (struct kv_page *p = c->by_parent[bucket_of(c, parent)]; p && seen < CHILDREN_MAX;
          p = p->next_child) {
-        if (!hash128_equal(p->parent, parent))
+        if (!hash128_equal(p->parent, parent) || !memtier_page_here(c->memtier, p->mem))
             continue;
         seen++;
         uint32_t n = same_tokens(p, tokens, count);
@@ -252,6 +293,10 @@ struct kv_page *kv_page_name(struct kv_cache *c, struct kv_page *p, const struct
     assert(p->count == 0 && p->refs > 0 && n->count > 0);
     struct hash128 name = name_of(c, n->parent, n->tokens, n->count);
     struct kv_page *same = find_named(c, name);
+    if (same && !memtier_page_here(c->memtier, same->mem)) {
+        forget(c, same); /* computed again before it was read back */
+        same = NULL;
+    }
     if (same) {
         kv_page_ref(c, same);
         kv_page_unref(c, p);

@@ -52,6 +52,12 @@ struct kv_page *kv_page_name(struct kv_cache *c, struct kv_page *p, const struct
 
 /* The page with exactly these page_tokens tokens after `parent`, with a reference; NULL = none. */
 struct kv_page *kv_find(struct kv_cache *c, struct hash128 parent, const int32_t *tokens);
+/* memtier's indices of the named pages that follow `parent`, as far as the last one that is in the spill file only;
+ * at most `count`. Returns how many, *ret_away of them are not in hbm. */
+size_t kv_list_chain(struct kv_cache *c, struct hash128 parent, const int32_t *tokens, size_t count, uint32_t *pages,
+                     size_t *ret_away);
+/* Those of the chain that are not in hbm could not be read back. */
+void kv_forget_away(struct kv_cache *c, struct hash128 parent, const int32_t *tokens, size_t count);
 /* The page after `parent` that begins with the most of `tokens`, with a reference; NULL = none
  * begins with the first. *ret_count: how many of the at most `count`. */
 struct kv_page *kv_find_longest(struct kv_cache *c, struct hash128 parent, const int32_t *tokens,

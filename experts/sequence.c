@@ -200,6 +200,33 @@ size_t sequence_adopt(struct sequence *s)
     return note_cached(s, before);
 }
 
+static size_t pages_ahead(const struct sequence *s)
+{
+    return (s->tokens_count - s->run_count - 1) / s->owner->opt.kv_page_tokens;
+}
+
+void sequence_fetch(struct sequence *s, uint64_t now_ns, struct memtier_lease **ret)
+{
+    struct experts *x = s->owner;
+    size_t count = pages_ahead(s), away = 0;
+    if (!s->cache || count == 0 || s->run_count != (size_t)s->named * x->opt.kv_page_tokens)
+        return;
+    uint32_t *pages = mem_array(count, sizeof(*pages));
+    count = kv_list_chain(x->kv, s->chain, s->tokens + s->run_count, count, pages, &away);
+    double rate = memtier_load_rate(x->opt.memtier);
+    double read_s = rate > 0 ? (double)(away * s->page_bytes) / rate : 0;
+    double make_s = (double)(away * x->opt.kv_page_tokens) * x->token_seconds;
+    /* Refused for lack of room: then it is computed, page by page. */
+    if (away > 0 && (make_s <= 0 || read_s < make_s))
+        (void)!memtier_reserve(x->opt.memtier, pages, count, now_ns, ret, NULL);
+    free(pages);
+}
+
+void sequence_fetch_failed(struct sequence *s)
+{
+    kv_forget_away(s->owner->kv, s->chain, s->tokens + s->run_count, pages_ahead(s));
+}
+
 size_t sequence_fork(struct sequence *s, const struct sequence *from)
 {
     uint32_t page_tokens = s->owner->opt.kv_page_tokens;

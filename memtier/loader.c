@@ -192,9 +192,11 @@ static void settle(struct loader *l, struct load_job *job)
         return;
     }
     /* relaxed: a hint to stop early; the pair that ends the thread is its join in loader_close. */
-    if (job->error == 0 && job->complete)
+    if (job->error == 0 && job->complete) {
+        if (job->kind == JOB_WRITE)
+            job->hash = hash128_of(job->dst, (size_t)job->bytes, 0);
         deliver(l, job);
-    else if (job->dropped || atomic_load_explicit(&l->stop, memory_order_relaxed))
+    } else if (job->dropped || atomic_load_explicit(&l->stop, memory_order_relaxed))
         answer(l, job, JOB_CANCELLED);
     else
         fail_or_retry(l, job);
@@ -273,6 +275,7 @@ static void issue_chunk(struct loader *l, struct load_job *job)
                           .offset = job->file_offset + job->next_offset,
                           .bytes = bytes,
                           .dst = job->dst + job->next_offset,
+                          .write = job->kind == JOB_WRITE,
                           .job = job};
     begin_busy(l);
     l->raw_bytes += is_raw(l, r->dst) ? bytes : 0;
@@ -290,7 +293,7 @@ static void issue_read(struct loader *l, struct load_job *job)
 {
     const char *text = "cannot be read:";
     int why = load_file_ready(&l->files, job->file, &text);
-    if (why == 0 && l->opt.fault != NULL) {
+    if (why == 0 && l->opt.fault != NULL && job->kind == JOB_READ) {
         int32_t buffer;
         why = l->opt.fault(l->opt.fault_ctx, job->file_offset + job->next_offset,
                            chunk_bytes(l, job, &buffer));
@@ -441,7 +444,7 @@ static void complete(struct loader *l, struct io_read *done)
     while (done != NULL) {
         struct io_read *r = done;
         done = r->next;
-        if (r->result > 0)
+        if (r->result > 0 && !r->write)
             l->busy_bytes += (uint32_t)r->result;
         if (go_on(l, r))
             continue;

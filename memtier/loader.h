@@ -24,6 +24,7 @@ struct io_read {
     unsigned char *dst;
     int32_t result; /* bytes, or -errno */
     struct load_job *job;
+    bool write; /* of dst, which is not changed */
 };
 
 struct io;
@@ -63,6 +64,7 @@ struct load_file {
     uint32_t inflight;
     uint64_t used_at;
     bool reopen, registered, direct, direct_refused;
+    bool writable; /* immutable */
 };
 
 #define LOAD_FILES_MAX 256
@@ -83,6 +85,7 @@ void load_files_close(struct load_files *t); /* no read may be in flight */
 
 enum job_kind {
     JOB_READ,   /* file -> dst */
+    JOB_WRITE,  /* dst -> file; leaves the hash of what was written in `hash` */
     JOB_COPY,   /* src -> dst */
     JOB_FORGET, /* unregister every slab of the hbm pool at or above `slab`, for good */
 };

@@ -53,7 +53,7 @@ static int32_t free_slot(struct load_files *t)
 
 static int open_flags(struct load_files *t, struct load_file *f, bool direct)
 {
-    int flags = O_RDONLY | O_CLOEXEC | (direct ? O_DIRECT : 0);
+    int flags = (f->writable ? O_RDWR : O_RDONLY) | O_CLOEXEC | (direct ? O_DIRECT : 0);
     int fd = open(f->path, flags);
     if (fd < 0 && (errno == EMFILE || errno == ENFILE) && close_least_used(t))
         fd = open(f->path, flags);

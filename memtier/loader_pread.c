@@ -46,7 +46,8 @@ static void *reader(void *arg)
 {
     struct preads *p = arg;
     for (struct io_read *r = take(p); r != NULL; r = take(p)) {
-        ssize_t n = pread(r->fd, r->dst, r->bytes, (off_t)r->offset);
+        ssize_t n = r->write ? pwrite(r->fd, r->dst, r->bytes, (off_t)r->offset)
+                             : pread(r->fd, r->dst, r->bytes, (off_t)r->offset);
         r->result = n < 0 ? -errno : (int32_t)n;
         /* Never full: it has a place for every read that may be in flight. */
         (void)ring_push(p->done, r);

@@ -43,7 +43,11 @@ static void uring_submit(struct io *io, struct io_read *r)
     struct io_uring_sqe *sqe = next_sqe(of(io));
     bool fixed = r->slot >= 0 && of(io)->files;
     int fd = fixed ? r->slot : r->fd;
-    if (r->buffer >= 0)
+    if (r->write && r->buffer >= 0)
+        io_uring_prep_write_fixed(sqe, fd, r->dst, r->bytes, r->offset, r->buffer);
+    else if (r->write)
+        io_uring_prep_write(sqe, fd, r->dst, r->bytes, r->offset);
+    else if (r->buffer >= 0)
         io_uring_prep_read_fixed(sqe, fd, r->dst, r->bytes, r->offset, r->buffer);
     else
         io_uring_prep_read(sqe, fd, r->dst, r->bytes, r->offset);

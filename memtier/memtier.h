@@ -114,6 +114,10 @@ struct memtier_options {
     enum memtier_loader loader;
     enum memtier_verify verify;
     const char *policy; /* "lru", "gdsf"; NULL = "gdsf" */
+    /* KV pages that nobody uses may go to a file in the store, so large; 0 = none. Needs a store that is
+     * served. The rate at which they are expected back, bytes/s; 0 = measured at open. */
+    uint64_t spill_bytes;
+    double spill_rate;
     bool measure;       /* time block sizes and depths at open and read with the best (0.1 s) */
     /* Fault injection for tests: called on the loader thread before each read; a nonzero errno
      * makes the read fail with it. */
@@ -146,6 +150,7 @@ enum err_code memtier_reserve(struct memtier *m, const uint32_t *segs, size_t co
                               struct err *e) BASE_NODISCARD;
 /* Leading segments of the lease's list that are resident. */
 size_t memtier_lease_ready(const struct memtier_lease *l);
+size_t memtier_lease_count(const struct memtier_lease *l);
 /* False + the cause if one of its loads failed for good. */
 bool memtier_lease_ok(const struct memtier_lease *l, struct err *e);
 uint64_t memtier_lease_load_bytes(const struct memtier_lease *l); /* not resident when reserved */
@@ -189,6 +194,8 @@ typedef void memtier_page_gone_fn(void *ctx, void *owner);
 void memtier_on_page_gone(struct memtier *m, memtier_page_gone_fn *gone, void *ctx);
 /* Records for so many more pages, so that opening them allocates nothing. */
 void memtier_page_expect(struct memtier *m, size_t count);
+/* Is it in hbm, so that it may be pinned? Else it is in the spill file: reserve it like a segment. */
+bool memtier_page_here(const struct memtier *m, uint32_t page);
 size_t memtier_page_room(const struct memtier *m, size_t bytes); /* how many could be opened now */
 uint64_t memtier_room(const struct memtier *m); /* bytes neither pinned nor held */
 
@@ -245,8 +252,11 @@ struct memtier_stats {
     uint64_t prefetched, prefetch_used, prefetch_wasted; /* segments */
     uint64_t pages, pages_idle; /* KV pages pinned now; those kept for whoever comes next */
     uint64_t page_bytes;        /* of the pinned ones */
+    uint64_t pages_spilled;     /* with a copy in the spill file */
+    uint64_t spill_bytes;       /* written there since open */
     uint64_t largest_free; /* bytes of the longest free run: fragmentation against hbm_used */
     uint64_t compacted_bytes;
+    uint64_t writes_out; /* pages on their way to the spill file */
     uint64_t jobs_out; /* loads and copies the loader has now */
     /* Per segment, submit to done; last, because they are large and seldom change. */
     struct hist load_hist, promote_hist, demote_hist;

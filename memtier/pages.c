@@ -5,6 +5,7 @@
 #include "memtier/residency.h"
 
 #include <assert.h>
+#include <stdlib.h>
 
 void memtier_on_page_gone(struct memtier *m, memtier_page_gone_fn *gone, void *ctx)
 {
@@ -15,6 +16,9 @@ void memtier_on_page_gone(struct memtier *m, memtier_page_gone_fn *gone, void *c
 static void give_record(struct memtier *m, struct seg *s)
 {
     assert(s->state == SEG_ABSENT && s->pins == 0);
+    spill_forget(m, s);
+    free(s->why);
+    s->why = NULL;
     s->is_page = true;
     s->sealed = false;
     s->bytes = 0;
@@ -88,10 +92,16 @@ void *memtier_page_ptr(const struct memtier *m, uint32_t page)
     return pool_at(&m->hbm, s->at);
 }
 
+bool memtier_page_here(const struct memtier *m, uint32_t page)
+{
+    return page_of(m, page)->state == SEG_RESIDENT;
+}
+
 void memtier_page_pin(struct memtier *m, uint32_t page)
 {
     struct seg *s = page_of(m, page);
     assert(s->state == SEG_RESIDENT);
+    spill_used(s);
     tally(m, s, -1);
     s->pins++;
     tally(m, s, 1);
@@ -118,34 +128,67 @@ static void free_page(struct memtier *m, struct seg *s)
     trim_if_quiet(m);
 }
 
-void memtier_page_unpin(struct memtier *m, uint32_t page)
+void page_idle(struct memtier *m, struct seg *s)
 {
-    struct seg *s = page_of(m, page);
+    if (s->state != SEG_RESIDENT || s->pins > 0)
+        return;
+    if (!s->sealed) {
+        free_page(m, s);
+        return;
+    }
+    spill_idle(m, s);
+    if (m->draining)
+        room_drain(m);
+}
+
+void page_unpin(struct memtier *m, struct seg *s)
+{
     assert(s->pins > 0);
     tally(m, s, -1);
     s->pins--;
     tally(m, s, 1);
+    page_idle(m, s);
+}
+
+void memtier_page_unpin(struct memtier *m, uint32_t page)
+{
+    struct seg *s = page_of(m, page);
     note_use(m, s);
-    if (s->pins == 0 && !s->sealed)
-        free_page(m, s);
-    else if (s->pins == 0 && m->draining)
-        room_drain(m);
+    page_unpin(m, s);
     publish_stats(m);
 }
 
+/* A page that is being written or read goes when that is over. */
 void memtier_page_drop(struct memtier *m, uint32_t page)
 {
     struct seg *s = page_of(m, page);
+    s->owner = NULL;
+    if (s->spill == SPILL_WRITING || s->state == SEG_LOADING || s->state == SEG_CANCELLING) {
+        s->sealed = false;
+        return;
+    }
     assert(s->pins == 0 && s->sealed);
-    free_page(m, s);
+    if (s->state == SEG_RESIDENT) {
+        free_page(m, s);
+    } else {
+        if (s->state == SEG_FAILED)
+            seg_move(s, SEG_ABSENT);
+        give_record(m, s);
+    }
     publish_stats(m);
+}
+
+void page_gone_for_good(struct memtier *m, struct seg *s)
+{
+    if (m->page_gone != NULL && s->owner != NULL)
+        m->page_gone(m->page_gone_ctx, s->owner);
+    give_record(m, s);
 }
 
 void page_evicted(struct memtier *m, struct seg *s)
 {
-    if (m->page_gone != NULL)
-        m->page_gone(m->page_gone_ctx, s->owner);
-    give_record(m, s);
+    if (!spill_evicted(m, s))
+        page_gone_for_good(m, s);
 }
 
 size_t memtier_page_room(const struct memtier *m, size_t bytes)

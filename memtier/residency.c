@@ -16,7 +16,7 @@ static const bool legal[SEG_STATES][SEG_STATES] = {
     [SEG_CANCELLING] =
         {[SEG_LOADING] = true, [SEG_RESIDENT] = true, [SEG_ABSENT] = true, [SEG_FAILED] = true},
     [SEG_RESIDENT] = {[SEG_ABSENT] = true},
-    [SEG_FAILED] = {[SEG_LOADING] = true},
+    [SEG_FAILED] = {[SEG_LOADING] = true, [SEG_ABSENT] = true}, /* the second: a page dropped */
 };
 
 void seg_move(struct seg *s, enum seg_state to)
@@ -59,7 +59,8 @@ void publish_stats(struct memtier *m)
         m->free_changed = false;
         m->stats.largest_free = (uint64_t)extents_largest(&m->hbm.extents) * POOL_GRANULE;
     }
-    m->stats.jobs_out = m->jobs_out;
+    m->stats.jobs_out = m->jobs_out - m->spill.out; /* nobody waits for writes */
+    m->stats.writes_out = m->spill.out;
     assert(m->draining || m->hbm.extents.used <= m->hbm.extents.limit);
     assert(m->ddr.extents.used <= m->ddr.extents.limit);
     lock_take(&m->lock);
@@ -206,6 +207,8 @@ static void note_use_of_prefetch(struct memtier *m, struct seg *s)
 
 static void load_done(struct memtier *m, struct seg *s)
 {
+    if (s->is_page)
+        spill_used(s);
     tally(m, s, -1);
     seg_move(s, SEG_RESIDENT);
     tally(m, s, 1);
@@ -214,6 +217,8 @@ static void load_done(struct memtier *m, struct seg *s)
     s->verified = s->verified || s->load.check;
     free(s->why);
     s->why = NULL;
+    if (s->is_page)
+        page_idle(m, s); /* nobody waited for it any more */
     if (s->from != MEMTIER_DDR)
         return;
     m->stats.promotions++;
@@ -257,7 +262,10 @@ static void take_answer(struct memtier *m, struct load_job *job)
     }
     struct seg *s = job->owner;
     if (job == &s->demote) {
-        room_demote_done(m, s);
+        if (s->is_page)
+            spill_written(m, s);
+        else
+            room_demote_done(m, s);
         return;
     }
     s->submitted = false;
@@ -280,6 +288,7 @@ void trim_if_quiet(struct memtier *m)
 void memtier_poll(struct memtier *m)
 {
     bool any = false;
+    spill_clean(m);
     if (!loader_pending(m->loader))
         return;
     for (struct load_job *job = loader_next(m->loader); job != NULL; job = loader_next(m->loader)) {
@@ -357,6 +366,8 @@ static void unpin_all(struct memtier *m, const struct memtier_lease *l, bool can
         unpin(m, s);
         if (cancel)
             seg_maybe_cancel(m, s);
+        if (s->is_page)
+            page_idle(m, s);
     }
 }
 
@@ -535,6 +546,11 @@ size_t memtier_lease_ready(const struct memtier_lease *l)
     while (own->ready < own->count && l->m->segs[l->segs[own->ready]]->state == SEG_RESIDENT)
         own->ready++;
     return own->ready;
+}
+
+size_t memtier_lease_count(const struct memtier_lease *l)
+{
+    return l->count;
 }
 
 bool memtier_lease_ok(const struct memtier_lease *l, struct err *e)

@@ -53,7 +53,25 @@ struct seg {
     double remake_seconds;
     void *owner;
     struct seg *next_free;
-    struct load_job load, demote;
+    enum { SPILL_NONE, SPILL_WRITING, SPILL_HELD } spill; /* its copy in the spill file */
+    uint32_t spill_at;
+    struct page_list *list; /* the one it is in */
+    struct seg *list_prev, *list_next;
+    struct load_job load, demote; /* demote: to ddr, of a page to the spill file */
+};
+
+struct page_list {
+    struct seg *first, *last;
+};
+
+struct spill {
+    bool on;
+    struct load_file file;
+    struct extents extents; /* of the file, in granules */
+    double rate;            /* of reading it, bytes/s, measured at open */
+    uint32_t out;           /* writes at the loader */
+    struct page_list dirty; /* idle and worth keeping, not written yet; the longest idle first */
+    struct page_list away;  /* only in the file; the longest away first */
 };
 
 struct memtier_lease {
@@ -91,6 +109,8 @@ struct memtier {
     size_t free_pages_count;
     memtier_page_gone_fn *page_gone;
     void *page_gone_ctx;
+
+    struct spill spill;
 
     struct memtier_lease *free_leases;
     size_t leases_out;
@@ -147,8 +167,23 @@ void leases_init(struct memtier *m, size_t leases, size_t segs_each);
 struct seg *seg_new(struct memtier *m);
 
 /* ---- pages.c ---- */
-/* An idle page has lost its memory: its owner is told, and its record is free again. */
+/* An idle page has lost its memory: unless the spill file has it, its owner is told and its record free again. */
 void page_evicted(struct memtier *m, struct seg *s);
+void page_gone_for_good(struct memtier *m, struct seg *s);
+void page_unpin(struct memtier *m, struct seg *s);
+/* If it has no pin any more: it waits for whoever comes next, or is freed if nobody can. */
+void page_idle(struct memtier *m, struct seg *s);
+
+/* ---- spill.c ---- */
+enum err_code spill_open(struct memtier *m, struct err *e) BASE_NODISCARD; /* after the loader */
+void spill_close(struct memtier *m);                                      /* after the loader */
+void spill_idle(struct memtier *m, struct seg *s);    /* its last pin went */
+void spill_used(struct seg *s);                       /* it has a pin again */
+bool spill_evicted(struct memtier *m, struct seg *s); /* true = it is still in the file */
+void spill_forget(struct memtier *m, struct seg *s);  /* it has no owner any more */
+void spill_written(struct memtier *m, struct seg *s); /* the loader answered */
+/* Begin to write what has been idle longest, if the pool is filling up. */
+void spill_clean(struct memtier *m);
 
 /* ---- room.c ---- */
 bool seg_evictable(const struct seg *s);

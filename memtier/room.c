@@ -31,7 +31,8 @@ static double seg_cost(const struct memtier *m, const struct seg *s)
         .idle_uses = m->seq - s->used_seq,
         .idle_ns = m->now_ns > s->used_ns ? m->now_ns - s->used_ns : 0,
         .uses = s->uses,
-        .load_seconds = s->is_page ? s->remake_seconds : 1e-4 + (double)s->bytes / rate,
+        .load_seconds = s->is_page && s->spill != SPILL_HELD ? s->remake_seconds
+                                                             : 1e-4 + (double)s->bytes / rate,
         .resident_ns = m->now_ns > s->resident_ns ? m->now_ns - s->resident_ns : 0,
         .queued = s->queued,
     };

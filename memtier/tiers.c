@@ -217,6 +217,9 @@ static enum err_code open_parts(struct memtier *m, struct err *e)
     if (m->ddr.base != NULL)
         pool_populate(&m->ddr, NULL);
     m->free_changed = true;
+    rc = spill_open(m, e);
+    if (rc != ERR_OK)
+        return rc;
     publish_stats(m);
     return ERR_OK;
 }
@@ -266,6 +269,7 @@ void memtier_close(struct memtier **mp)
     pool_populate_stop(&m->hbm);
     pool_populate_stop(&m->ddr);
     loader_close(&m->loader);
+    spill_close(m);
     pool_close(&m->hbm);
     pool_close(&m->ddr);
     while (m->free_leases != NULL) {

@@ -62,6 +62,8 @@ void rig_open(struct rig *r, const struct rig_options *o)
     r->budget = o->hbm ? o->hbm : 64 * BASE_MIB;
     const struct memtier_options m = {.hbm_bytes = r->budget,
                                       .ddr_bytes = o->ddr,
+                                      .spill_bytes = o->spill,
+                                      .spill_rate = 1e12, /* anything is worth it */
                                       .fault = fault,
                                       .loader = MEMTIER_LOADER_BUFFERED};
     must(memtier_open(&m, r->store, &r->memtier, &e), &e);

@@ -31,7 +31,7 @@ struct rig {
 };
 
 struct rig_options {
-    uint64_t hbm, ddr;
+    uint64_t hbm, ddr, spill;
     uint32_t sequences, queue, defer_ms, draft;
     const char *generalist;
 };

@@ -2,6 +2,8 @@
  * is seen in nobody's tokens. */
 #include "tests/unit/daemon/engine_rig.h"
 
+#include <errno.h>
+
 /* A prompt that begins with `shared` tokens common to all and goes on with `own` of number `no`. */
 static struct request *ask_after(struct rig *r, const char *model, uint32_t shared, uint32_t own,
                                  uint32_t no, uint32_t max_tokens)
@@ -173,6 +175,55 @@ static void tokens_are_the_same_with_too_few_pages(void **state)
         request_unref(&wide[i]);
 }
 
+static struct request *turn(struct rig *r, const struct request *before, uint32_t no)
+{
+    uint32_t n = before ? (uint32_t)before->prompt.count + 20 : 120;
+    struct request *q = ask(r, "llama", n, 20);
+    for (uint32_t i = 0; i < n; i++)
+        q->prompt.ids[i] = (int32_t)(5 + (no * 37 + i * i) % 450);
+    for (uint32_t i = 0; before && i < before->prompt.count; i++)
+        q->prompt.ids[i] = before->prompt.ids[i];
+    return q;
+}
+
+/* Conversations come back after many others: their pages had to leave, went to disk and are read
+ * again. With a disk that fails they are computed; the tokens are the same. */
+static void a_conversation_comes_back_from_disk(void **state)
+{
+    enum { N = 12 };
+    struct rig r;
+    struct request *first[N], *second[N], *plain[N];
+    struct engine_stats st;
+    rig_open(&r, &(struct rig_options){.hbm = footprint("llama", 512) + 12 * 65536,
+                                       .spill = 16 * BASE_MIB});
+    for (uint32_t i = 0; i < N; i++)
+        wait_state(first[i] = run(&r, turn(&r, NULL, i)), REQUEST_DONE);
+    st = stats_of(&r);
+    assert_true(st.memtier.pages_spilled > N);
+    for (uint32_t i = 0; i < N; i++) {
+        if (i == N - 3)
+            atomic_store(&loads_fail, EIO);
+        second[i] = run(&r, turn(&r, first[i], 100 + i));
+        wait_state(second[i], REQUEST_DONE);
+        atomic_store(&loads_fail, 0);
+    }
+    uint64_t reads = stats_of(&r).memtier.load_bytes;
+    assert_true(reads > st.memtier.load_bytes);
+    uint32_t whole = 0;
+    for (uint32_t i = 0; i < N; i++) {
+        plain[i] = turn(&r, first[i], 100 + i);
+        plain[i]->cache_prompt = false;
+        wait_state(run(&r, plain[i]), REQUEST_DONE);
+        same_tokens(second[i], plain[i]);
+        whole += second[i]->account.cached_tokens >= 96;
+        request_unref(&first[i]);
+        request_unref(&second[i]);
+        request_unref(&plain[i]);
+    }
+    assert_true(whole >= N / 2);
+    rig_close(&r);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -180,6 +231,7 @@ int main(void)
         cmocka_unit_test(the_next_turn_begins_where_the_last_one_ended),
         cmocka_unit_test(choices_share_the_pages_of_their_prompt),
         cmocka_unit_test(tokens_are_the_same_with_too_few_pages),
+        cmocka_unit_test(a_conversation_comes_back_from_disk),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

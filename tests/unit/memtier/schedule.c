@@ -72,6 +72,7 @@ struct schedule {
         enum { NONE, PINNED, IDLE } is;
         bool sealed;
     } page[8];
+    uint64_t returned; /* pages out of the spill file */
     unsigned holds[SEGMENTS];
     bool shrinking;
     uint64_t now;
@@ -195,6 +196,27 @@ static void open_page(struct schedule *s, int k)
     p->at = memset(memtier_page_ptr(s->t.m, p->idx), k + 1, p->bytes);
 }
 
+/* Pins an idle page, from the spill file if it is only there; false = no room, or it could not be
+ * read. */
+static bool bring_back(struct schedule *s, struct scheduled_page *p)
+{
+    struct memtier_lease *l = NULL;
+    struct err e = {0};
+    if (memtier_page_here(s->t.m, p->idx)) {
+        memtier_page_pin(s->t.m, p->idx);
+        return true;
+    }
+    if (memtier_reserve(s->t.m, &p->idx, 1, s->now += 1000000, &l, &e) != ERR_OK)
+        return false;
+    bool ok = lease_wait(s->t.m, l);
+    if (ok) {
+        memtier_page_pin(s->t.m, p->idx);
+        s->returned++;
+    }
+    memtier_release(s->t.m, &l);
+    return ok;
+}
+
 /* A page that was sealed stays after its last pin until its room is needed, with what was in it. */
 static void step_page(struct schedule *s)
 {
@@ -207,8 +229,9 @@ static void step_page(struct schedule *s)
     } else if (p->is == IDLE && rng_below(&s->r, 4) == 0) {
         memtier_page_drop(s->t.m, p->idx);
         p->is = NONE;
+    } else if (p->is == IDLE && !bring_back(s, p)) {
+        return;
     } else if (p->is == IDLE) {
-        memtier_page_pin(s->t.m, p->idx);
         p->at = memtier_page_ptr(s->t.m, p->idx);
         p->is = PINNED;
     } else {
@@ -294,7 +317,7 @@ static void finish(struct schedule *s)
     close_tiers(&s->t);
 }
 
-void schedule_run(uint64_t seed, struct memtier_options opt, struct schedule_how how)
+uint64_t schedule_run(uint64_t seed, struct memtier_options opt, struct schedule_how how)
 {
     struct schedule s = {.seed = seed};
     uint64_t faults = 0;
@@ -327,4 +350,5 @@ void schedule_run(uint64_t seed, struct memtier_options opt, struct schedule_how
             check_data(&s, step);
     }
     finish(&s);
+    return s.returned;
 }

@@ -30,7 +30,8 @@ struct schedule_how {
     bool budget;    /* change the budget too */
 };
 /* Fails the test with the seed and the step when an invariant does not hold. A third of the seeds
- * has reads that fail, half of them each policy. */
-void schedule_run(uint64_t seed, struct memtier_options opt, struct schedule_how how);
+ * has reads that fail, half of them each policy. Returns how many pages came out of a spill file.
+ */
+uint64_t schedule_run(uint64_t seed, struct memtier_options opt, struct schedule_how how);
 
 #endif

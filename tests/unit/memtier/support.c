@@ -169,7 +169,7 @@ void tiers_settle(struct memtier *m)
         (void)poll(&p, 1, 20);
         memtier_poll(m);
         memtier_stats(m, &s);
-    } while (s.jobs_out > 0 && clock_ns() < until);
+    } while (s.jobs_out + s.writes_out > 0 && clock_ns() < until);
 }
 
 void tiers_check(struct memtier *m, const struct sample *s, size_t count, uint64_t now_ns)

@@ -297,8 +297,8 @@ static void random_schedules_hold_the_invariants(void **state)
     for (uint64_t seed = 1; seed <= 24; seed++) {
         struct memtier_options opt = {.hbm_bytes = (3 + seed % 7) * MIB + 65536 * seed,
                                       .loader = (enum memtier_loader)(seed % 4)};
-        schedule_run(seed, opt,
-                     (struct schedule_how){.steps = 300, .check_data = 8, .budget = false});
+        (void)schedule_run(seed, opt,
+                           (struct schedule_how){.steps = 300, .check_data = 8, .budget = false});
     }
 }
 
@@ -308,9 +308,25 @@ static void random_schedules_with_ddr(void **state)
     for (uint64_t seed = 100; seed < 120; seed++) {
         struct memtier_options opt = {.hbm_bytes = (3 + seed % 5) * MIB,
                                       .ddr_bytes = (1 + seed % 4) * 2 * MIB};
-        schedule_run(seed, opt,
-                     (struct schedule_how){.steps = 300, .check_data = 8, .budget = false});
+        (void)schedule_run(seed, opt,
+                           (struct schedule_how){.steps = 300, .check_data = 8, .budget = false});
     }
+}
+
+static void random_schedules_with_a_spill_file(void **state)
+{
+    (void)state;
+    uint64_t returned = 0;
+    for (uint64_t seed = 300; seed < 330; seed++) {
+        struct memtier_options opt = {.hbm_bytes = (2 + seed % 4) * MIB,
+                                      .loader = (enum memtier_loader)(seed % 4),
+                                      .spill_bytes = (8 + seed % 3) * MIB,
+                                      .spill_rate = 1e12};
+        returned += schedule_run(
+            seed, opt,
+            (struct schedule_how){.steps = 300, .check_data = 8, .budget = seed % 5 == 0});
+    }
+    assert_true(returned > 0);
 }
 
 static void random_schedules_with_budget_changes(void **state)
@@ -319,8 +335,8 @@ static void random_schedules_with_budget_changes(void **state)
     for (uint64_t seed = 200; seed < 220; seed++) {
         struct memtier_options opt = {.hbm_bytes = (3 + seed % 5) * MIB,
                                       .ddr_bytes = seed % 2 * 4 * MIB};
-        schedule_run(seed, opt,
-                     (struct schedule_how){.steps = 300, .check_data = 8, .budget = true});
+        (void)schedule_run(seed, opt,
+                           (struct schedule_how){.steps = 300, .check_data = 8, .budget = true});
     }
 }
 
@@ -337,6 +353,7 @@ int main(void)
         cmocka_unit_test(held_segments_move_when_only_that_makes_room),
         cmocka_unit_test(random_schedules_hold_the_invariants),
         cmocka_unit_test(random_schedules_with_ddr),
+        cmocka_unit_test(random_schedules_with_a_spill_file),
         cmocka_unit_test(random_schedules_with_budget_changes),
     };
     return cmocka_run_group_tests(tests, schedule_make_store, schedule_remove_store);
