@@ -94,7 +94,7 @@ struct rdu_program {
     struct rdu_section_plan section[RDU_SECTIONS]; /* empty for interp programs */
     struct rdu_buf *bufs;
     uint32_t bufs_count;
-    size_t row_bytes_peak, row_bytes_naive; /* arena bytes per token: planned, and without reuse */
+    size_t row_bytes_peak, row_bytes_naive; /* arena bytes per token: planned, and with a buffer per value */
     struct rdu_slot_list layer_slots, global_slots;
     uint32_t width, vocab, kv_heads, head_dim;
     struct buf report;      /* what each pass did, text */

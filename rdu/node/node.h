@@ -36,6 +36,9 @@ struct node_worker {
     float *delta_u;    /* [NODE_TILE, NODE_RANK_MAX] */
     float *delta_v;    /* [NODE_TILE, tile_rows] */
     float *delta_y;    /* [NODE_TILE, tile_rows] */
+    /* Since the node was opened: weights this thread's sockets read, once per launch, and values of
+     * theirs that the others need whole. By socket when there is a thread for each. */
+    uint64_t weight_bytes, gather_bytes;
     float *attn_state; /* for each token of a tile m, l [heads], o [heads, head_dim] */
 };
 #define NODE_TILE 16

@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "rdu/node/node.h"
+#include "rdu/opt/opt.h"
 
 /* One worker's view of the run in progress. */
 struct run {
@@ -169,6 +170,13 @@ static const struct rdu_weight *weight_of(const struct run *r, uint32_t slot)
     return &r->a->layers[(size_t)r->layer * r->p->layer_slots.count + slot];
 }
 
+/* `width` values of `tokens` tokens go to all other sockets, in int8 form if they are quantised. */
+static void count_gather(const struct run *r, uint32_t width, uint32_t tokens, bool q8)
+{
+    if (r->n->opt.sockets > 1)
+        r->w->gather_bytes += opt_value_bytes((struct opt_value){width, q8}) * tokens;
+}
+
 /* Both forms of a matmul's input. q8.q == NULL in f32 programs. */
 struct operand {
     const float *x;
@@ -204,6 +212,8 @@ static void mm_packed(const struct run *r, enum rdu_type type, const void *data,
 static void mm(const struct run *r, const struct rdu_weight *w, const struct operand *o, uint32_t t,
                uint32_t tokens, uint32_t from, uint32_t to, float *y, size_t stride, bool add)
 {
+    if (t == 0 && from < to) /* tiles of tokens read the same weights again, from cache */
+        r->w->weight_bytes += rdu_pack_bytes(w->type, (size_t)(to - from) * RDU_GROUP, w->cols);
     if (w->chunk == NULL) {
         mm_packed(r, w->type, w->data, o, t, tokens, from, to, y, stride, add);
         return;
@@ -301,6 +311,7 @@ static void run_matmul(struct run *r, const struct rdu_launch *l)
         size_t stride;
         float *y = f32_of(r, l->out[i], &stride);
         shard_groups(r, w->rows, false, &from, &to);
+        count_gather(r, BASE_MIN(to * RDU_GROUP, w->rows) - BASE_MIN(from * RDU_GROUP, w->rows), tokens, false);
         bool touched = any_touches(r, l->slot[i]);
         if (l->add && touched) {
             matmul_add_with_deltas(r, l, &o, from, to, y, stride);
@@ -328,6 +339,7 @@ static void run_gate_up(struct run *r, const struct rdu_launch *l)
     uint32_t row = from * RDU_GROUP, rows = BASE_MIN(to * RDU_GROUP, width) - row;
     if (from >= to)
         return;
+    count_gather(r, rows, tokens, q.q != NULL);
     for (uint32_t t = 0; t < tokens; t += GATE_TILE) {
         uint32_t n = BASE_MIN(tokens - t, GATE_TILE);
         for (int i = 0; i < 2; i++) {
@@ -606,6 +618,7 @@ static void finish_attn(const struct run *r, const struct rdu_attention_options 
                         const struct attn_item *it, float *y, size_t y_stride, struct rdu_q8 q8)
 {
     uint32_t hd = opt->head_dim;
+    count_gather(r, it->heads * hd, it->tokens, q8.q != NULL);
     for (uint32_t i = 0; i < it->tokens; i++) {
         const float *l = attn_state(r, opt, it, i) + it->heads, *o = l + it->heads;
         float *out = y + (it->t + i) * y_stride + it->head_from * hd;

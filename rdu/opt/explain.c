@@ -33,14 +33,12 @@ static const char *split_of(enum rdu_kernel k)
 static void shares(const struct rdu_program *p, const struct rdu_launch *l, uint32_t rows,
                    uint32_t *ret_min, uint32_t *ret_max)
 {
-    bool blocks = l->kernel == RDU_KERNEL_GATE_UP && l->out[1] != RDU_BUF_NONE;
-    uint32_t unit = blocks ? IR_RUN : RDU_GROUP, units = (rows + unit - 1) / unit;
     uint32_t sockets = p->opt.sockets;
     *ret_min = UINT32_MAX;
     *ret_max = 0;
-    for (uint64_t s = 0; s < sockets; s++) {
-        uint32_t from = (uint32_t)(units * s / sockets), to = (uint32_t)(units * (s + 1) / sockets);
-        uint32_t first = BASE_MIN(from * unit, rows), last = BASE_MIN(to * unit, rows);
+    for (uint32_t s = 0; s < sockets; s++) {
+        uint32_t first, last;
+        opt_share(l, rows, sockets, s, &first, &last);
         *ret_min = BASE_MIN(*ret_min, last - first);
         *ret_max = BASE_MAX(*ret_max, last - first);
     }
@@ -118,7 +116,8 @@ static void text_buffers(const struct rdu_program *p, struct buf *out)
 {
     if (p->bufs_count == 0)
         return;
-    buf_printf(out, "\narena: %zu bytes per token, %zu if no bytes were used twice\n",
+    buf_printf(out,
+               "\narena: %zu bytes per token, %zu with a buffer for every value of the graph\n",
                p->row_bytes_peak, p->row_bytes_naive);
     for (uint32_t i = 0; i < p->bufs_count; i++) {
         const struct rdu_buf *b = &p->bufs[i];

@@ -44,6 +44,20 @@ void opt_buffers(struct rdu_program *p, uint32_t section, const struct opt_secti
 /* Offsets of the section's buffers [from, p->bufs_count) by liveness. */
 void opt_place(struct rdu_program *p, uint32_t section, uint32_t from);
 
+/* ---- partition (partition.c) ----------------------------------------------------------------- */
+
+/* Weight rows [from, to) of one socket: whole groups, or whole blocks of 32 for the gated MLP, whose
+ * rows are quantised by the socket that made them. */
+void opt_share(const struct rdu_launch *l, uint32_t rows, uint32_t sockets, uint32_t socket,
+               uint32_t *ret_from, uint32_t *ret_to);
+/* What a whole step moves: weights that each socket reads, once per launch, and bytes of values that
+ * one socket makes and all others need (products, attention), each counted once. */
+struct opt_traffic {
+    uint64_t weight_bytes[16], gather_bytes;
+};
+void opt_traffic_of(const struct rdu_program *p, const struct rdu_args *args, uint32_t sockets,
+                    struct opt_traffic *ret);
+
 /* ---- cost (cost.c) --------------------------------------------------------------------------- */
 
 /* A value as a launch reads or writes it: elements per row, and whether in int8 form. */

@@ -306,6 +306,12 @@ static void place_plain(struct place *c, const struct opt_cluster *k, uint32_t i
         if (l->out[o] == IR_NONE)
             continue;
         const char *part = gate_part[o];
+        /* The activation is computed where the gate lies: element by element, by the same socket.
+         */
+        if (l->kernel == RDU_KERNEL_GATE_UP && o == 2 && c->storage[l->out[0]] < c->p->bufs_count) {
+            c->storage[l->out[2]] = c->storage[l->out[0]];
+            continue;
+        }
         if (l->kernel == RDU_KERNEL_MATMUL && l->slots > 1)
             part = ir_slot(c->g, c->section, l->slot[o])->name;
         store(c, l, l->out[o], i, name, part);
@@ -329,6 +335,22 @@ static void place_launches(struct place *c)
         push_copy(c, result_of(c), c->final);
 }
 
+/* Bytes per row if every value of the section had a buffer of its own, products before and after
+ * their adapters' deltas included; without the section's result, which is the caller's. */
+static size_t naive_bytes(const struct rdu_graph *g, uint32_t section)
+{
+    size_t sum = 0;
+    for (uint32_t i = 0; i < g->count; i++) {
+        const struct ir_key *key = &g->nodes[i].key;
+        bool value =
+            key->kind == IR_LOOP || (key->kind == IR_EXTERNAL && key->which != IR_EXT_KV_APPEND);
+        if (value && key->section == section && i != g->section[section].result)
+            sum +=
+                align(ir_shape_width(&key->shape) * (uint32_t)ir_elem_bytes(key->shape.elem), 64);
+    }
+    return sum;
+}
+
 void opt_buffers(struct rdu_program *p, uint32_t section, const struct opt_section *clusters)
 {
     const struct rdu_graph *g = p->graph;
@@ -349,6 +371,7 @@ void opt_buffers(struct rdu_program *p, uint32_t section, const struct opt_secti
     p->section[section].launches = c.launches;
     p->section[section].count = c.count;
     opt_place(p, section, from);
+    p->row_bytes_naive += naive_bytes(g, section);
     free(c.storage);
     free(c.last_use);
     free(c.many);
@@ -408,7 +431,7 @@ void opt_place(struct rdu_program *p, uint32_t section, uint32_t from)
     for (uint32_t i = 0; i < n; i++)
         life[i].from = UINT32_MAX;
     find_lives(p, section, life);
-    size_t peak = 0, naive = 0;
+    size_t peak = 0;
     for (uint32_t step = from; step < p->bufs_count; step++) {
         uint32_t best =
             IR_NONE; /* largest first packs well enough: plans are a few percent above the bound */
@@ -419,10 +442,8 @@ void opt_place(struct rdu_program *p, uint32_t section, uint32_t from)
         p->bufs[best].row_offset = lowest_offset(p, life, from, best, placed);
         placed[best] = true;
         peak = BASE_MAX(peak, p->bufs[best].row_offset + p->bufs[best].row_bytes);
-        naive += p->bufs[best].row_bytes;
     }
     p->row_bytes_peak = BASE_MAX(p->row_bytes_peak, peak);
-    p->row_bytes_naive += naive;
     free(life);
     free(placed);
 }

@@ -119,7 +119,7 @@ static enum err_code build(struct rdu_program *p, const struct rdu_graph *from, 
     for (uint32_t s = 0; s < RDU_SECTIONS && rc == ERR_OK; s++)
         rc = plan_section(p, s, e);
     if (rc == ERR_OK)
-        buf_printf(&p->report, "place: %zu bytes per token, %zu without reuse\n", p->row_bytes_peak,
+        buf_printf(&p->report, "place: %zu bytes per token, %zu with a buffer for every value\n", p->row_bytes_peak,
                    p->row_bytes_naive);
     return rc;
 }
