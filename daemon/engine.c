@@ -152,11 +152,15 @@ enum err_code engine_open(const struct engine_options *opt, struct engine **ret,
     return ERR_OK;
 }
 
-/* Seconds until a lane is likely free for one more: the queue ahead times the time a request takes. */
+/* Seconds until a lane is likely free for one more: what is being loaded now, and the queue ahead times the
+ * time a request takes on a lane, its own loads included. */
 static uint32_t retry_after(const struct engine *g)
 {
     uint64_t ahead = atomic_load(&g->queued) + 1;
     uint64_t ns = atomic_load(&g->request_ns) * ahead / g->opt.max_sequences;
+    double rate = memtier_load_rate(g->opt.memtier);
+    if (rate > 0)
+        ns += (uint64_t)((double)atomic_load(&g->missing_bytes) / rate * 1e9);
     return (uint32_t)BASE_MIN(BASE_MAX(ns / 1000000000, 1), 600);
 }
 
@@ -208,6 +212,11 @@ void engine_drain(struct engine *g)
 bool engine_ready(struct engine *g)
 {
     return atomic_load(&g->ready);
+}
+
+uint32_t engine_queued(struct engine *g)
+{
+    return atomic_load(&g->queued);
 }
 
 bool engine_idle(struct engine *g)

@@ -36,6 +36,7 @@ void engine_cancel(struct engine *g, struct request *r);
 void engine_drain(struct engine *g);
 /* The generalist is resident (or failed to load: the log line says so). Any thread. */
 bool engine_ready(struct engine *g);
+uint32_t engine_queued(struct engine *g); /* requests without a lane; any thread */
 bool engine_idle(struct engine *g); /* nothing queued or running; any thread */
 /* Cancels what still runs and joins the thread. */
 void engine_close(struct engine **g);

@@ -408,6 +408,7 @@ static void set_progress(struct request *r, uint32_t now)
 void engine_note_loads(struct engine *g)
 {
     uint32_t loading = 0;
+    uint64_t missing = 0;
     for (uint32_t i = 0; i < STEPS_MAX; i++) {
         struct open_step *o = &g->open[i];
         if (o->step == NULL || o->origin == MEMTIER_HBM)
@@ -415,6 +416,7 @@ void engine_note_loads(struct engine *g)
         struct step_stats st;
         expert_step_stats(o->step, &st);
         uint32_t done = permille(expert_step_missing_bytes(o->step), st.load_bytes);
+        missing += expert_step_missing_bytes(o->step);
         loading += done < 1000 ? o->lanes_count : 0;
         for (uint32_t k = 0; k < o->lanes_count; k++)
             set_progress(o->lanes[k]->request, done);
@@ -424,11 +426,13 @@ void engine_note_loads(struct engine *g)
         if (l->request == NULL || l->load == NULL)
             continue;
         loading++;
+        missing += memtier_lease_missing_bytes(l->load);
         set_progress(l->request, permille(memtier_lease_missing_bytes(l->load),
                                           memtier_lease_load_bytes(l->load)));
     }
     /* relaxed: a gauge. */
     atomic_store_explicit(&g->loading, loading, memory_order_relaxed);
+    atomic_store_explicit(&g->missing_bytes, missing, memory_order_relaxed);
 }
 
 void engine_note_demand(struct engine *g, const struct request *r, int change)

@@ -87,6 +87,7 @@ struct engine {
     struct lock stats_lock;      /* guards stats, expert_tokens and places */
     struct engine_place *places; /* [experts] */
     _Atomic uint32_t loading;    /* engine writes, any thread reads */
+    _Atomic uint64_t missing_bytes; /* of the loads that running requests wait for; the same */
     _Atomic uint64_t expired;
     struct engine_stats stats;
     uint64_t *expert_tokens;

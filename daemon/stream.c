@@ -19,7 +19,7 @@
 
 #define TICK_MS 200
 #define COMMENT_NS 1000000000ull /* an idle stream says something once a second */
-#define GONE_NS 5000000000ull /* the engine lets go within one token, if it can */
+#define GONE_NS 5000000000ull    /* the engine lets go within one token, if it can */
 #define EVENTS 64
 
 struct stream {
@@ -41,6 +41,7 @@ struct stream {
     struct buf out; /* bytes for the client, from out_from */
     size_t out_from;
     bool finished;
+    uint32_t tenths;          /* of the load, as last told */
     struct stream *next_free; /* guarded by hub->lock */
 };
 
@@ -217,8 +218,9 @@ static void client_hung_up(struct streams *h, uint64_t key)
 {
     struct stream *s = &h->slots[key & 0xffffffff];
     lock_take(&s->lock);
-    /* Closing right behind the last byte is how a well-served client leaves: with all tokens made there is
-     * nothing to cancel, and whether the bytes went out is for the connection's end to say. */
+    /* Closing right behind the last byte is how a well-served client leaves: with all tokens made
+     * there is nothing to cancel, and whether the bytes went out is for the connection's end to
+     * say. */
     if (s->generation == (uint32_t)(key >> 32) && s->connection != NULL && !s->gone &&
         !api_call_done(s->call)) {
         s->gone = true;
@@ -427,6 +429,7 @@ enum err_code stream_open(struct streams *h, struct api_call *call,
     s->fd = socket_of(connection);
     s->out_from = 0;
     s->finished = false;
+    s->tenths = 0;
     lock_take(&s->lock);
     s->connection = connection;
     s->call = call;
@@ -486,14 +489,22 @@ static void put_comment(struct stream *s)
     uint32_t permille;
     switch (api_call_state(s->call, &permille)) {
     case REQUEST_LOADING:
+        s->tenths = permille / 100;
         buf_printf(&s->out, ": loading %u%%\n\n", permille / 10);
         break;
     case REQUEST_RUNNING:
         buf_puts(&s->out, ": running\n\n");
         break;
     default:
-        buf_puts(&s->out, ": queued\n\n");
+        buf_printf(&s->out, ": queued, %u in line\n\n", engine_queued(s->hub->server->engine));
     }
+}
+
+/* Another tenth of the weights is there since the last comment. */
+static bool has_progress(struct stream *s)
+{
+    uint32_t permille;
+    return api_call_state(s->call, &permille) == REQUEST_LOADING && permille / 100 != s->tenths;
 }
 
 /* Something to write, or the end: true. Nothing yet: the connection is suspended, false. */
@@ -511,7 +522,7 @@ static bool refill(struct stream *s)
             return true;
         if (!gone)
             s->finished = api_call_render_events(s->call, &s->out);
-        if (s->out.len == 0 && comment)
+        if (s->out.len == 0 && (has_progress(s) || comment))
             put_comment(s);
         if (s->out.len > 0 || s->finished)
             return true;
