@@ -1,6 +1,7 @@
 /* switchyard bench: the engine's own speed, without HTTP, beside the limit of this machine measured
- * in the same run: the reads of weights over the read bandwidth, or the operations of the kernels
- * over each kernel's own peak, whichever takes longer. One JSON object per line with --json. */
+ * in the same run: the reads of weights and KV over the read bandwidth, or the operations of the
+ * kernels over each kernel's own peak, whichever takes longer. One JSON object per line with
+ * --json. */
 #include <poll.h>
 #include <stdlib.h>
 #include <string.h>
@@ -41,7 +42,7 @@ static double quantile(double *v, size_t n, double q)
 /* The least time in which this machine could have done the timed work. */
 static double limit_s(const struct bench *b, bool memory)
 {
-    double read = b->read > 0 ? (double)b->timed.weight_bytes / b->read : 0;
+    double read = b->read > 0 ? (double)(b->timed.weight_bytes + b->timed.kv_bytes) / b->read : 0;
     double compute = b->timed.int8_ops / b->int8 + b->timed.f32_ops / b->f32;
     return memory ? read : BASE_MAX(read, compute);
 }
@@ -123,6 +124,7 @@ static void count_work(struct bench *b, const struct rdu_node_stats *before)
     struct rdu_node_stats now;
     rdu_node_stats(b->stack.node, &now);
     b->timed.weight_bytes += now.weight_bytes - before->weight_bytes;
+    b->timed.kv_bytes += now.kv_bytes - before->kv_bytes;
     b->timed.int8_ops += now.int8_ops - before->int8_ops;
     b->timed.f32_ops += now.f32_ops - before->f32_ops;
 }
@@ -414,7 +416,8 @@ int cmd_bench(int argc, char **argv)
         "model and with\n"
         "all on one, prefill runs a long prompt. The share of the limit is, for "
         "decode, the\n"
-        "weight bytes read per second over the read bandwidth; for the others the least time of "
+        "bytes of weights and KV read per second over the read bandwidth; for the others the least "
+        "time of "
         "the same work:\n"
         "the operations of each kernel over its own peak (or the reads, if they take longer), over "
         "the time\n"

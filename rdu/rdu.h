@@ -273,9 +273,9 @@ struct rdu_node_stats {
     uint64_t runs, launches, host_ns, tokens;
     uint64_t base_reads;        /* passes over all layers of a base, whatever the batch */
     /* What the matmuls and attentions of those runs asked for, whatever the leaves did about it: bytes of
-     * weights (once per launch; adapters not counted) and operations (a multiply and an add are two) that
-     * int8 and f32 leaves took. Attention counts visible positions. */
-    uint64_t weight_bytes;
+     * weights (once per launch; adapters not counted) and of visible K and V (once per step and sequence),
+     * and operations (a multiply and an add are two) that int8 and f32 leaves took. */
+    uint64_t weight_bytes, kv_bytes;
     double int8_ops, f32_ops;
 };
 void rdu_node_stats(const struct rdu_node *n, struct rdu_node_stats *ret);

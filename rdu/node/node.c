@@ -48,12 +48,12 @@ static void *worker_main(void *arg)
         pin_to(w->thread_idx);
     uint32_t seen = 0;
     for (;;) {
-        node_gate_wait(&n->job, seen);
+        node_gate_wait(&n->job, seen, NULL);
         seen = atomic_load(&n->job.value);
         if (atomic_load(&n->stop))
             return NULL;
         node_work(w);
-        node_barrier_wait(&n->barrier); /* the caller returns when all are through */
+        node_barrier_wait(&n->barrier, NULL); /* the caller returns when all are through */
     }
 }
 
@@ -248,21 +248,34 @@ enum err_code rdu_node_prepare(struct rdu_node *n, const struct rdu_program *p, 
     return grow_workers(n, &z, e);
 }
 
+static void count_attention(struct rdu_node *n, const struct rdu_launch *l, uint32_t layer)
+{
+    const struct rdu_args *a = n->args;
+    const struct rdu_attention_options *opt = &l->attention;
+    uint64_t pairs = 0, positions = 0;
+    for (uint32_t t = 0; t < a->n_tokens; t++) {
+        uint32_t window = opt->windowed && a->window ? a->window[layer] : 0;
+        uint32_t end = (opt->bidirectional ? a->ends[t] : a->pos[t]) + 1;
+        uint32_t visible = window ? BASE_MIN(end, window) : end;
+        pairs += visible;
+        if (t + 1 == a->n_tokens ||
+            a->seq[t + 1] != a->seq[t]) /* its last token sees all the others see */
+            positions += visible;
+    }
+    n->stats.f32_ops += 4.0 * opt->heads * opt->head_dim * (double)pairs;
+    n->stats.kv_bytes +=
+        positions * (rdu_kv_page_bytes(a->kv_type, 1, opt->kv_heads, opt->head_dim, RDU_KV_BLOCK) /
+                     RDU_KV_BLOCK);
+}
+
 /* Weights and operations of one launch of the run in progress. */
 static void count_launch(struct rdu_node *n, const struct rdu_launch *l, enum rdu_section section,
                          uint32_t layer)
 {
     const struct rdu_args *a = n->args;
     bool in_layer = section == RDU_SECTION_LAYER, head = l->kernel == RDU_KERNEL_HEAD;
-    if (l->kernel == RDU_KERNEL_ATTENTION) {
-        double visible = 0;
-        for (uint32_t t = 0; t < a->n_tokens; t++) {
-            uint32_t window = l->attention.windowed && a->window ? a->window[layer] : 0;
-            uint32_t end = (l->attention.bidirectional ? a->ends[t] : a->pos[t]) + 1;
-            visible += window ? BASE_MIN(end, window) : end;
-        }
-        n->stats.f32_ops += 4.0 * l->attention.heads * l->attention.head_dim * visible;
-    }
+    if (l->kernel == RDU_KERNEL_ATTENTION)
+        count_attention(n, l, layer);
     if (l->kernel != RDU_KERNEL_MATMUL && l->kernel != RDU_KERNEL_GATE_UP && !head)
         return;
     const struct rdu_weight *slots =
@@ -339,7 +352,7 @@ void rdu_node_run(struct rdu_node *n, const struct rdu_program *p, const struct 
         if (n->opt.threads > 1)
             node_gate_publish(&n->job, atomic_load(&n->job.value) + 1);
         node_work(&n->worker[0]);
-        node_barrier_wait(&n->barrier);
+        node_barrier_wait(&n->barrier, NULL);
     }
     count_run(n, start_ns);
 }

@@ -16,15 +16,25 @@ struct node_gate {
     _Atomic uint32_t sleepers;
 };
 void node_gate_publish(struct node_gate *g, uint32_t value);
-/* Returns once g->value != old. */
-void node_gate_wait(struct node_gate *g, uint32_t old);
+/* What a worker will read next: up to three spans of memory, taken into its cache while it has to
+ * wait for the others (weights of a decode step come from memory, and waiting leaves memory idle).
+ */
+#define NODE_AHEAD_SPANS 3
+struct node_ahead {
+    const char *at[NODE_AHEAD_SPANS], *end[NODE_AHEAD_SPANS];
+    uint32_t span; /* the one in progress */
+};
+void node_ahead_fetch(struct node_ahead *a, uint32_t lines);
+
+/* Returns once g->value != old; fetches ahead meanwhile (NULL: nothing). */
+void node_gate_wait(struct node_gate *g, uint32_t old, struct node_ahead *a);
 
 struct node_barrier {
     _Atomic uint32_t arrived;
     struct node_gate phase;
     uint32_t threads;
 };
-void node_barrier_wait(struct node_barrier *b);
+void node_barrier_wait(struct node_barrier *b, struct node_ahead *a);
 
 /* Memory of one host thread: copies of buffers that every socket computes for itself (the broadcast
  * input of a small step), and the temporaries of adapter deltas and attention. */

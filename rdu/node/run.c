@@ -1,31 +1,18 @@
-/* Running launches. Every worker walks the same list; a launch splits its output over the sockets by the
- * stencil of its kernel: rows (matmul), tokens (norm, rope, embed) or (token, head) pairs (attention), and
- * a barrier ends it. Small steps are different: with a handful of tokens each socket normalises and
- * quantises the whole broadcast input for itself, as the chip's sockets do, which saves a barrier for less
- * than a microsecond of work; see is_broadcast. */
+/* Running launches. Every worker walks the same list; a launch splits its output over the sockets
+ * by the stencil of its kernel: rows (matmul), tokens (norm, rope, embed) or (token, head) pairs
+ * (attention), and a barrier ends it. Small steps are different: with a handful of tokens each
+ * socket normalises and quantises the whole broadcast input for itself, as the chip's sockets do,
+ * which saves a barrier for less than a microsecond of work; see is_broadcast. */
 #include <assert.h>
 #include <math.h>
 #include <stddef.h>
 #include <string.h>
 
-#include "rdu/node/node.h"
+#include "rdu/node/run.h"
 #include "rdu/opt/opt.h"
 
-/* One worker's view of the run in progress. */
-struct run {
-    struct node_worker *w;
-    const struct rdu_node *n;
-    const struct rdu_kernels *k;
-    const struct rdu_program *p;
-    const struct rdu_args *a;
-    uint32_t thread_idx, threads, layer;
-    enum rdu_section section;   /* native code only */
-    bool global_slots;          /* EMBED and HEAD use the global slots */
-    bool interpreted;           /* the section has a LOOP launch, which reads the shared arena only */
-    uint64_t local_bits[4];     /* buffers whose current content is in this worker's own arena */
-};
-
-/* ---- buffers ------------------------------------------------------------------------------------ */
+/* ---- buffers ------------------------------------------------------------------------------------
+ */
 
 static bool buf_is_local(const struct run *r, uint32_t id)
 {
@@ -49,7 +36,7 @@ static uint32_t rows_of(const struct run *r, uint32_t id)
     return r->p->bufs[id].per_out ? r->a->n_outs : r->a->n_tokens;
 }
 
-static float *f32_of(const struct run *r, uint32_t id, size_t *ret_stride)
+float *node_f32_of(const struct run *r, uint32_t id, size_t *ret_stride)
 {
     if (id == RDU_BUF_X) {
         *ret_stride = (r->p->width + 15u) & ~15u;
@@ -72,7 +59,7 @@ static uint32_t width_of(const struct run *r, uint32_t id)
 }
 
 /* A view without data (q == NULL) where the launch has no int8 operand. */
-static struct rdu_q8 q8_of(const struct run *r, uint32_t id)
+struct rdu_q8 node_q8_of(const struct run *r, uint32_t id)
 {
     struct rdu_q8 v = {0};
     if (id == RDU_BUF_NONE)
@@ -98,14 +85,15 @@ static struct rdu_q8 q8_rows(struct rdu_q8 v, uint32_t row)
 }
 
 /* Quantise columns [col, col + n) of row t; col is a multiple of 32. */
-static void quantize_part(const struct run *r, const float *x, uint32_t n, struct rdu_q8 v, uint32_t t,
-                          uint32_t col)
+void node_quantize_part(const struct run *r, const float *x, uint32_t n, struct rdu_q8 v,
+                        uint32_t t, uint32_t col)
 {
     v = q8_rows(v, t);
     r->k->quantize(x, n, v.q + col, v.d + col / 32, v.s + col / 32);
 }
 
-/* ---- who does what --------------------------------------------------------------------------------- */
+/* ---- who does what
+ * --------------------------------------------------------------------------------- */
 
 /* The units (row groups, or runs of them) of the sockets this worker plays. */
 static void shard(const struct run *r, uint32_t units, uint32_t *ret_from, uint32_t *ret_to)
@@ -133,16 +121,16 @@ static void shard_groups(const struct run *r, uint32_t rows, bool blocks, uint32
 }
 
 /* Rows (tokens) of this worker for row-wise kernels; all of them when the launch is broadcast. */
-static void share_rows(const struct run *r, uint32_t rows, bool broadcast, uint32_t *ret_from,
-                       uint32_t *ret_to)
+void node_share_rows(const struct run *r, uint32_t rows, bool broadcast, uint32_t *ret_from,
+                     uint32_t *ret_to)
 {
     *ret_from = broadcast ? 0 : (uint32_t)((uint64_t)rows * r->thread_idx / r->threads);
     *ret_to = broadcast ? rows : (uint32_t)((uint64_t)rows * (r->thread_idx + 1) / r->threads);
 }
 
-/* Row-wise launches over inputs that every worker can see whole, with few rows: each worker computes its
- * own copy and no barrier is needed after. Inputs in the shared arena do not qualify: a faster worker's
- * next launch might reuse their space while a slower one still reads. */
+/* Row-wise launches over inputs that every worker can see whole, with few rows: each worker
+ * computes its own copy and no barrier is needed after. Inputs in the shared arena do not qualify:
+ * a faster worker's next launch might reuse their space while a slower one still reads. */
 static bool is_broadcast(const struct run *r, const struct rdu_launch *l)
 {
     if (l->kernel != RDU_KERNEL_NORM && l->kernel != RDU_KERNEL_QUANTIZE &&
@@ -161,7 +149,8 @@ static bool writes_x(const struct rdu_launch *l)
     return false;
 }
 
-/* ---- matmul ------------------------------------------------------------------------------------------ */
+/* ---- matmul
+ * ------------------------------------------------------------------------------------------ */
 
 static const struct rdu_weight *weight_of(const struct run *r, uint32_t slot)
 {
@@ -171,7 +160,7 @@ static const struct rdu_weight *weight_of(const struct run *r, uint32_t slot)
 }
 
 /* `width` values of `tokens` tokens go to all other sockets, in int8 form if they are quantised. */
-static void count_gather(const struct run *r, uint32_t width, uint32_t tokens, bool q8)
+void node_count_gather(const struct run *r, uint32_t width, uint32_t tokens, bool q8)
 {
     if (r->n->opt.sockets > 1)
         r->w->gather_bytes += opt_value_bytes((struct opt_value){width, q8}) * tokens;
@@ -188,14 +177,14 @@ struct operand {
 static struct operand operand_of(const struct run *r, const struct rdu_launch *l)
 {
     struct operand o = {.cols = width_of(r, l->in[0])};
-    o.x = f32_of(r, l->in[0], &o.x_stride);
-    o.q8 = q8_of(r, l->in[1]);
+    o.x = node_f32_of(r, l->in[0], &o.x_stride);
+    o.q8 = node_q8_of(r, l->in[1]);
     return o;
 }
 
-static void mm_packed(const struct run *r, enum rdu_type type, const void *data, const struct operand *o,
-                      uint32_t t, uint32_t tokens, uint32_t from, uint32_t to, float *y, size_t stride,
-                      bool add)
+static void mm_packed(const struct run *r, enum rdu_type type, const void *data,
+                      const struct operand *o, uint32_t t, uint32_t tokens, uint32_t from,
+                      uint32_t to, float *y, size_t stride, bool add)
 {
     if (from >= to)
         return;
@@ -203,12 +192,13 @@ static void mm_packed(const struct run *r, enum rdu_type type, const void *data,
         struct rdu_q8 q = q8_rows(o->q8, t);
         r->k->mm_q8[type](data, o->cols, from, to, &q, tokens, y, stride, add);
     } else {
-        r->k->mm_f32[type](data, o->cols, from, to, o->x + t * o->x_stride, o->x_stride, tokens, y, stride,
-                           add);
+        r->k->mm_f32[type](data, o->cols, from, to, o->x + t * o->x_stride, o->x_stride, tokens, y,
+                           stride, add);
     }
 }
 
-/* y rows of tokens [t, t + tokens) for the row groups [from, to) of a weight, whole or in chunks. */
+/* y rows of tokens [t, t + tokens) for the row groups [from, to) of a weight, whole or in chunks.
+ */
 static void mm(const struct run *r, const struct rdu_weight *w, const struct operand *o, uint32_t t,
                uint32_t tokens, uint32_t from, uint32_t to, float *y, size_t stride, bool add)
 {
@@ -222,7 +212,8 @@ static void mm(const struct run *r, const struct rdu_weight *w, const struct ope
     for (uint32_t c = from / per_chunk; c * per_chunk < to; c++) {
         uint32_t first = c * per_chunk;
         uint32_t lo = BASE_MAX(from, first) - first, hi = BASE_MIN(to - first, per_chunk);
-        mm_packed(r, w->type, w->chunk[c], o, t, tokens, lo, hi, y + (size_t)first * RDU_GROUP, stride, add);
+        mm_packed(r, w->type, w->chunk[c], o, t, tokens, lo, hi, y + (size_t)first * RDU_GROUP,
+                  stride, add);
     }
 }
 
@@ -245,16 +236,17 @@ static bool any_touches(const struct run *r, uint32_t slot)
     return false;
 }
 
-/* y[t][rows of groups from..to) = fma(scale, B (A x), y) for `tokens` tokens from t, at most NODE_TILE;
- * y points at token t's row 0. Every socket computes the few rows of A x for itself: cheaper than a
- * barrier, and what broadcast input means. */
-static void delta_tile(const struct run *r, const struct rdu_delta *d, const struct operand *o, uint32_t t,
-                       uint32_t tokens, uint32_t from, uint32_t to, float *y, size_t stride)
+/* y[t][rows of groups from..to) = fma(scale, B (A x), y) for `tokens` tokens from t, at most
+ * NODE_TILE; y points at token t's row 0. Every socket computes the few rows of A x for itself:
+ * cheaper than a barrier, and what broadcast input means. */
+static void delta_tile(const struct run *r, const struct rdu_delta *d, const struct operand *o,
+                       uint32_t t, uint32_t tokens, uint32_t from, uint32_t to, float *y,
+                       size_t stride)
 {
     size_t u_stride = NODE_RANK_MAX, v_stride = r->n->tile_rows;
     float *u = r->w->delta_u, *v = r->w->delta_v;
-    r->k->mm_f32[d->a_type](d->a, o->cols, 0, (d->rank + RDU_GROUP - 1) / RDU_GROUP, o->x + t * o->x_stride,
-                            o->x_stride, tokens, u, u_stride, false);
+    r->k->mm_f32[d->a_type](d->a, o->cols, 0, (d->rank + RDU_GROUP - 1) / RDU_GROUP,
+                            o->x + t * o->x_stride, o->x_stride, tokens, u, u_stride, false);
     r->k->mm_f32[d->b_type](d->b, d->rank, from, to, u, u_stride, tokens, v, v_stride, false);
     uint32_t row = from * RDU_GROUP, rows = (to - from) * RDU_GROUP;
     for (uint32_t i = 0; i < tokens; i++)
@@ -262,8 +254,8 @@ static void delta_tile(const struct run *r, const struct rdu_delta *d, const str
 }
 
 /* The deltas of tokens [t, t + tokens) on y (row 0 = token t). */
-static void deltas(const struct run *r, uint32_t slot, const struct operand *o, uint32_t t, uint32_t tokens,
-                   uint32_t from, uint32_t to, float *y, size_t stride)
+static void deltas(const struct run *r, uint32_t slot, const struct operand *o, uint32_t t,
+                   uint32_t tokens, uint32_t from, uint32_t to, float *y, size_t stride)
 {
     size_t idx = (size_t)r->layer * r->p->layer_slots.count + slot;
     if (from >= to)
@@ -275,15 +267,16 @@ static void deltas(const struct run *r, uint32_t slot, const struct operand *o, 
         for (uint32_t i = 0; i < g->adapters_count; i++) {
             const struct rdu_delta *d = &g->deltas[i][idx];
             for (uint32_t at = lo; d->a && at < hi; at += NODE_TILE)
-                delta_tile(r, d, o, at, BASE_MIN(hi - at, NODE_TILE), from, to, y + (at - t) * stride,
-                           stride);
+                delta_tile(r, d, o, at, BASE_MIN(hi - at, NODE_TILE), from, to,
+                           y + (at - t) * stride, stride);
         }
     }
 }
 
 /* Residual form with adapters: the base product must take its deltas before it is added to x. */
-static void matmul_add_with_deltas(const struct run *r, const struct rdu_launch *l, const struct operand *o,
-                                   uint32_t from, uint32_t to, float *y, size_t stride)
+static void matmul_add_with_deltas(const struct run *r, const struct rdu_launch *l,
+                                   const struct operand *o, uint32_t from, uint32_t to, float *y,
+                                   size_t stride)
 {
     const struct rdu_weight *w = weight_of(r, l->slot[0]);
     uint32_t tokens = rows_of(r, l->out[0]), row = from * RDU_GROUP, rows = (to - from) * RDU_GROUP;
@@ -309,9 +302,11 @@ static void run_matmul(struct run *r, const struct rdu_launch *l)
         const struct rdu_weight *w = weight_of(r, l->slot[i]);
         uint32_t from, to, tokens = rows_of(r, l->out[i]);
         size_t stride;
-        float *y = f32_of(r, l->out[i], &stride);
+        float *y = node_f32_of(r, l->out[i], &stride);
         shard_groups(r, w->rows, false, &from, &to);
-        count_gather(r, BASE_MIN(to * RDU_GROUP, w->rows) - BASE_MIN(from * RDU_GROUP, w->rows), tokens, false);
+        node_count_gather(r,
+                          BASE_MIN(to * RDU_GROUP, w->rows) - BASE_MIN(from * RDU_GROUP, w->rows),
+                          tokens, false);
         bool touched = any_touches(r, l->slot[i]);
         if (l->add && touched) {
             matmul_add_with_deltas(r, l, &o, from, to, y, stride);
@@ -323,8 +318,8 @@ static void run_matmul(struct run *r, const struct rdu_launch *l)
     }
 }
 
-/* gate and up, the activation, and its quantisation by the rows' own socket: nothing leaves the socket
- * but h. Tokens go in tiles so that gate and up stay in cache between the two. */
+/* gate and up, the activation, and its quantisation by the rows' own socket: nothing leaves the
+ * socket but h. Tokens go in tiles so that gate and up stay in cache between the two. */
 #define GATE_TILE 32
 static void run_gate_up(struct run *r, const struct rdu_launch *l)
 {
@@ -332,14 +327,14 @@ static void run_gate_up(struct run *r, const struct rdu_launch *l)
     uint32_t tokens = rows_of(r, l->out[0]), width = width_of(r, l->out[0]);
     uint32_t from, to;
     size_t stride[2], h_stride;
-    float *y[2] = {f32_of(r, l->out[2], &stride[0]), f32_of(r, l->out[3], &stride[1])};
-    float *h = f32_of(r, l->out[0], &h_stride);
-    struct rdu_q8 q = q8_of(r, l->out[1]);
+    float *y[2] = {node_f32_of(r, l->out[2], &stride[0]), node_f32_of(r, l->out[3], &stride[1])};
+    float *h = node_f32_of(r, l->out[0], &h_stride);
+    struct rdu_q8 q = node_q8_of(r, l->out[1]);
     shard_groups(r, width, true, &from, &to);
     uint32_t row = from * RDU_GROUP, rows = BASE_MIN(to * RDU_GROUP, width) - row;
     if (from >= to)
         return;
-    count_gather(r, rows, tokens, q.q != NULL);
+    node_count_gather(r, rows, tokens, q.q != NULL);
     for (uint32_t t = 0; t < tokens; t += GATE_TILE) {
         uint32_t n = BASE_MIN(tokens - t, GATE_TILE);
         for (int i = 0; i < 2; i++) {
@@ -353,20 +348,21 @@ static void run_gate_up(struct run *r, const struct rdu_launch *l)
             float *dst = h + at * h_stride + row;
             (l->act == RDU_ACT_GELU ? r->k->gelu_mul : r->k->silu_mul)(gate, up, rows, dst);
             if (q.q)
-                quantize_part(r, dst, rows, q, at, row);
+                node_quantize_part(r, dst, rows, q, at, row);
         }
     }
 }
 
-/* ---- row-wise kernels ------------------------------------------------------------------------------------ */
+/* ---- row-wise kernels
+ * ------------------------------------------------------------------------------------ */
 
 static void run_embed(struct run *r, const struct rdu_launch *l)
 {
     const struct rdu_weight *w = weight_of(r, l->slot[0]);
     uint32_t from, to;
     size_t stride;
-    float *y = f32_of(r, l->out[0], &stride);
-    share_rows(r, r->a->n_tokens, false, &from, &to);
+    float *y = node_f32_of(r, l->out[0], &stride);
+    node_share_rows(r, r->a->n_tokens, false, &from, &to);
     for (uint32_t t = from; t < to; t++) {
         uint32_t row = l->by_pos ? BASE_MIN(r->a->pos[t], w->rows - 1) : (uint32_t)r->a->tokens[t];
         const void *data = w->data;
@@ -381,43 +377,44 @@ static void run_embed(struct run *r, const struct rdu_launch *l)
 static void run_norm(struct run *r, const struct rdu_launch *l, bool broadcast)
 {
     size_t x_stride, y_stride;
-    const float *x = f32_of(r, l->in[0], &x_stride);
+    const float *x = node_f32_of(r, l->in[0], &x_stride);
     uint32_t rows = rows_of(r, l->out[0]), width = width_of(r, l->out[0]), part = width / l->groups;
     const float *weight = weight_of(r, l->slot[0])->data;
     buf_mark(r, l->out[0], broadcast);
     buf_mark(r, l->out[1], broadcast);
-    float *y = f32_of(r, l->out[0], &y_stride);
-    struct rdu_q8 q = q8_of(r, l->out[1]);
+    float *y = node_f32_of(r, l->out[0], &y_stride);
+    struct rdu_q8 q = node_q8_of(r, l->out[1]);
     uint32_t from, to;
-    share_rows(r, rows, broadcast, &from, &to);
+    node_share_rows(r, rows, broadcast, &from, &to);
     for (uint32_t t = from; t < to; t++) {
         for (uint32_t g = 0; g < l->groups; g++)
-            r->k->rms_norm(x + t * x_stride + g * part, weight, l->eps, part, y + t * y_stride + g * part);
+            r->k->rms_norm(x + t * x_stride + g * part, weight, l->eps, part,
+                           y + t * y_stride + g * part);
         if (q.q)
-            quantize_part(r, y + t * y_stride, width, q, t, 0);
+            node_quantize_part(r, y + t * y_stride, width, q, t, 0);
     }
 }
 
 static void run_quantize(struct run *r, const struct rdu_launch *l, bool broadcast)
 {
     size_t stride;
-    const float *x = f32_of(r, l->in[0], &stride);
+    const float *x = node_f32_of(r, l->in[0], &stride);
     uint32_t from, to, width = width_of(r, l->in[0]);
     buf_mark(r, l->out[1], broadcast);
-    struct rdu_q8 q = q8_of(r, l->out[1]);
-    share_rows(r, rows_of(r, l->in[0]), broadcast, &from, &to);
+    struct rdu_q8 q = node_q8_of(r, l->out[1]);
+    node_share_rows(r, rows_of(r, l->in[0]), broadcast, &from, &to);
     for (uint32_t t = from; t < to; t++)
-        quantize_part(r, x + t * stride, width, q, t, 0);
+        node_quantize_part(r, x + t * stride, width, q, t, 0);
 }
 
 static void run_take_outs(struct run *r, const struct rdu_launch *l, bool broadcast)
 {
     size_t x_stride, y_stride;
-    const float *x = f32_of(r, l->in[0], &x_stride);
+    const float *x = node_f32_of(r, l->in[0], &x_stride);
     buf_mark(r, l->out[0], broadcast);
-    float *y = f32_of(r, l->out[0], &y_stride);
+    float *y = node_f32_of(r, l->out[0], &y_stride);
     uint32_t from, to, width = width_of(r, l->out[0]);
-    share_rows(r, r->a->n_outs, broadcast, &from, &to);
+    node_share_rows(r, r->a->n_outs, broadcast, &from, &to);
     for (uint32_t i = from; i < to; i++)
         memcpy(y + i * y_stride, x + r->a->outs[i] * x_stride, width * sizeof(float));
 }
@@ -426,10 +423,10 @@ static void run_take_outs(struct run *r, const struct rdu_launch *l, bool broadc
 static void run_mean_pool(struct run *r, const struct rdu_launch *l)
 {
     size_t x_stride, y_stride;
-    const float *x = f32_of(r, l->in[0], &x_stride);
-    float *y = f32_of(r, l->out[0], &y_stride);
+    const float *x = node_f32_of(r, l->in[0], &x_stride);
+    float *y = node_f32_of(r, l->out[0], &y_stride);
     uint32_t from, to, width = width_of(r, l->out[0]);
-    share_rows(r, r->a->n_outs, false, &from, &to);
+    node_share_rows(r, r->a->n_outs, false, &from, &to);
     for (uint32_t i = from; i < to; i++) {
         uint32_t out = r->a->outs[i], count = r->a->pos[out] + 1;
         const float *row = x + (size_t)(out + 1 - count) * x_stride;
@@ -444,15 +441,15 @@ static void run_mean_pool(struct run *r, const struct rdu_launch *l)
 static void run_elementwise(struct run *r, const struct rdu_launch *l)
 {
     size_t a_stride, b_stride = 0, y_stride;
-    const float *a = f32_of(r, l->in[0], &a_stride), *b = NULL;
-    float *y = f32_of(r, l->out[0], &y_stride);
+    const float *a = node_f32_of(r, l->in[0], &a_stride), *b = NULL;
+    float *y = node_f32_of(r, l->out[0], &y_stride);
     if (l->in[1] != RDU_BUF_NONE)
-        b = f32_of(r, l->in[1], &b_stride);
+        b = node_f32_of(r, l->in[1], &b_stride);
     if (l->kernel == RDU_KERNEL_ADD_BIAS)
         b = weight_of(r, l->slot[0])->data;
-    struct rdu_q8 q = l->kernel == RDU_KERNEL_ACT ? q8_of(r, l->out[1]) : (struct rdu_q8){0};
+    struct rdu_q8 q = l->kernel == RDU_KERNEL_ACT ? node_q8_of(r, l->out[1]) : (struct rdu_q8){0};
     uint32_t from, to, width = width_of(r, l->out[0]);
-    share_rows(r, rows_of(r, l->out[0]), false, &from, &to);
+    node_share_rows(r, rows_of(r, l->out[0]), false, &from, &to);
     for (uint32_t t = from; t < to; t++) {
         const float *at = a + t * a_stride, *bt = b ? b + t * b_stride : NULL;
         float *yt = y + t * y_stride;
@@ -472,7 +469,7 @@ static void run_elementwise(struct run *r, const struct rdu_launch *l)
             else
                 (l->act == RDU_ACT_GELU ? r->k->gelu_mul : r->k->silu_mul)(at, bt, width, yt);
             if (q.q)
-                quantize_part(r, yt, width, q, t, 0);
+                node_quantize_part(r, yt, width, q, t, 0);
             break;
         default: /* ADD, ADD_BIAS */
             r->k->add(at, bt, width, yt);
@@ -480,193 +477,73 @@ static void run_elementwise(struct run *r, const struct rdu_launch *l)
     }
 }
 
-/* ---- KV and attention ---------------------------------------------------------------------------------------- */
+/* ---- reading ahead
+ * -----------------------------------------------------------------------------------------------
+ */
 
-/* The block that holds position `pos` of a kv head, for token t's sequence. */
-static void *kv_block(const struct run *r, uint32_t t, uint32_t pos, uint32_t kv_head)
+#define AHEAD_BYTES                                                                                \
+    (192 * 1024)       /* of each worker: well within the smallest L2 beside what it works on */
+#define AHEAD_START 32 /* lines asked for before a small launch that reads no weights */
+
+static bool is_matmul(const struct rdu_launch *l)
 {
-    uint32_t page_tokens = r->a->kv_page_tokens;
-    size_t block_bytes = rdu_kv_block_bytes(r->a->kv_type, r->p->head_dim);
-    size_t blocks = page_tokens / RDU_KV_BLOCK;
-    char *page = r->a->kv_pages[r->a->seq[t]][pos / page_tokens];
-    size_t idx = ((size_t)r->layer * r->p->kv_heads + kv_head) * blocks + pos % page_tokens / RDU_KV_BLOCK;
-    return page + idx * block_bytes;
+    return l->kernel == RDU_KERNEL_MATMUL || l->kernel == RDU_KERNEL_HEAD ||
+           l->kernel == RDU_KERNEL_GATE_UP;
 }
 
-static void rope_row(const struct run *r, const struct rdu_launch *l, float *x, uint32_t t, uint32_t heads)
+/* This worker's rows of a weight, or as many as are in one piece. */
+static size_t ahead_span(const struct run *r, const struct rdu_launch *l,
+                         const struct rdu_weight *w, const char **ret)
 {
-    size_t at = (size_t)r->a->pos[t] * (l->rot / 2);
-    r->k->rope(x, l->cos_table + at, l->sin_table + at, heads, l->head_dim, l->rot, l->rope);
-}
-
-static void append_row(const struct run *r, const float *k, const float *v, uint32_t t)
-{
-    uint32_t pos = r->a->pos[t], head_dim = r->p->head_dim;
-    for (uint32_t h = 0; h < r->p->kv_heads; h++)
-        r->k->kv_store[r->a->kv_type](kv_block(r, t, pos, h), pos % RDU_KV_BLOCK, head_dim,
-                                      k + h * head_dim, v + h * head_dim);
-}
-
-/* ROPE, ROPE_APPEND and APPEND differ only in which of their halves they have. */
-static void run_rope_append(struct run *r, const struct rdu_launch *l)
-{
-    bool rope = l->kernel != RDU_KERNEL_APPEND, append = l->kernel != RDU_KERNEL_ROPE;
-    size_t q_stride = 0, k_stride = 0, v_stride = 0;
-    float *q = rope ? f32_of(r, l->in[0], &q_stride) : NULL;
-    float *k = append ? f32_of(r, l->in[1], &k_stride) : NULL;
-    const float *v = append ? f32_of(r, l->in[2], &v_stride) : NULL;
     uint32_t from, to;
-    share_rows(r, r->a->n_tokens, false, &from, &to);
-    for (uint32_t t = from; t < to; t++) {
-        if (rope)
-            rope_row(r, l, q + t * q_stride, t, l->heads);
-        if (rope && append)
-            rope_row(r, l, k + t * k_stride, t, l->kv_heads);
-        if (append)
-            append_row(r, k + t * k_stride, v + t * v_stride, t);
+    size_t group_bytes = rdu_pack_bytes(w->type, RDU_GROUP, w->cols);
+    const char *data = w->data;
+    shard_groups(r, w->rows, l->kernel == RDU_KERNEL_GATE_UP, &from, &to);
+    if (w->chunk) {
+        uint32_t per_chunk = w->chunk_rows / RDU_GROUP;
+        data = w->chunk[from / per_chunk];
+        to = BASE_MIN(to - from / per_chunk * per_chunk, per_chunk);
+        from %= per_chunk;
     }
+    *ret = data + from * group_bytes;
+    return from < to ? (to - from) * group_bytes : 0;
 }
 
-/* Addresses of a kv head's blocks are gathered in runs of this many (2,048 positions). */
-#define BLOCK_RUN 64
-
-/* What one attention item covers: `tokens` tokens from t, consecutive positions of one sequence, and `heads`
- * q heads from head_from, all of one kv head. */
-struct attn_item {
-    uint32_t t, tokens, head_from, heads;
-};
-
-/* State of token i of an item: m and l [heads], then o [heads, head_dim]. */
-static float *attn_state(const struct run *r, const struct rdu_attention_options *opt,
-                         const struct attn_item *it, uint32_t i)
+/* Point r->ahead at what the first matmul from launch i on reads; past the section's end, at what
+ * the next layer's first one does. */
+static void look_ahead(struct run *r, const struct rdu_section_plan *plan, uint32_t i,
+                       uint32_t layers_to)
 {
-    return r->w->attn_state + (size_t)i * it->heads * (2 + opt->head_dim);
-}
-
-/* Positions below this one are visible to token t. */
-static uint32_t visible_end(const struct run *r, const struct rdu_attention_options *opt, uint32_t t)
-{
-    return (opt->bidirectional ? r->a->ends[t] : r->a->pos[t]) + 1;
-}
-
-static uint32_t visible_from(const struct run *r, const struct rdu_attention_options *opt, uint32_t t)
-{
-    uint32_t window = opt->windowed && r->a->window ? r->a->window[r->layer] : 0;
-    uint32_t end = visible_end(r, opt, t);
-    return window && end > window ? end - window : 0;
-}
-
-/* Token i's share of the blocks [base, base + count * RDU_KV_BLOCK), counted from base. */
-static void fill_attn_args(const struct run *r, const struct rdu_attention_options *opt,
-                           const struct attn_item *it, uint32_t i, uint32_t base, uint32_t count,
-                           struct rdu_attn_args *a)
-{
-    uint32_t t = it->t + i, begin = visible_from(r, opt, t), end = visible_end(r, opt, t);
-    float *state = attn_state(r, opt, it, i);
-    a->pos_from = begin > base ? begin - base : 0;
-    a->pos_to = end > base ? BASE_MIN(end - base, count * RDU_KV_BLOCK) : 0;
-    if (a->pos_from >= a->pos_to)
-        a->pos_from = a->pos_to = 0; /* sees nothing of this run */
-    a->block_from = a->pos_from / RDU_KV_BLOCK;
-    a->block_to = (a->pos_to + RDU_KV_BLOCK - 1) / RDU_KV_BLOCK;
-    a->m = state;
-    a->l = state + it->heads;
-    a->o = state + 2 * it->heads;
-}
-
-static void start_attn(const struct run *r, const struct rdu_attention_options *opt,
-                       const struct attn_item *it)
-{
-    for (uint32_t i = 0; i < it->tokens; i++) {
-        float *state = attn_state(r, opt, it, i);
-        for (uint32_t h = 0; h < it->heads; h++) {
-            state[h] = -INFINITY;
-            state[it->heads + h] = 0;
-        }
-        memset(state + 2 * it->heads, 0, it->heads * opt->head_dim * sizeof(float));
+    uint32_t layer = r->layer;
+    while (i < plan->count && !is_matmul(&plan->launches[i]))
+        i++;
+    if (i == plan->count && !r->global_slots && layer + 1 < layers_to) {
+        layer++;
+        for (i = 0; i < plan->count && !is_matmul(&plan->launches[i]);)
+            i++;
     }
-}
-
-/* The whole visible context of an item in runs of blocks. q points at token t's head head_from. */
-static void attend(const struct run *r, const struct rdu_attention_options *opt, const struct attn_item *it,
-                   const float *q, size_t q_stride)
-{
-    uint32_t kv_head = it->head_from / (opt->heads / opt->kv_heads);
-    uint32_t end = visible_end(r, opt, it->t + it->tokens - 1), first = visible_from(r, opt, it->t) / RDU_KV_BLOCK;
-    start_attn(r, opt, it);
-    for (; first * RDU_KV_BLOCK < end; first += BLOCK_RUN) {
-        const void *block[BLOCK_RUN];
-        struct rdu_attn_args args[NODE_ATTN_TILE];
-        uint32_t base = first * RDU_KV_BLOCK;
-        uint32_t count = BASE_MIN((end - base + RDU_KV_BLOCK - 1) / RDU_KV_BLOCK, BLOCK_RUN);
-        for (uint32_t i = 0; i < count; i++)
-            block[i] = kv_block(r, it->t, base + i * RDU_KV_BLOCK, kv_head);
-        for (uint32_t i = 0; i < it->tokens; i++) {
-            args[i] = (struct rdu_attn_args){.q = q + i * q_stride, .block = block, .heads = it->heads,
-                                             .head_dim = opt->head_dim, .scale = opt->scale,
-                                             .softcap = opt->softcap};
-            fill_attn_args(r, opt, it, i, base, count, &args[i]);
-        }
-        if (it->tokens == 1)
-            r->k->attn[r->a->kv_type](args);
-        else
-            r->k->attn_tile[r->a->kv_type](args, it->tokens);
+    if (i == plan->count)
+        return;
+    const struct rdu_launch *l = &plan->launches[i];
+    if (r->ahead_of == l && r->ahead_layer == layer)
+        return; /* in progress */
+    const struct rdu_weight *slots =
+        r->global_slots ? r->a->globals : r->a->layers + (size_t)layer * r->p->layer_slots.count;
+    size_t left = AHEAD_BYTES;
+    r->ahead = (struct node_ahead){0};
+    for (uint32_t k = 0; k < l->slots && k < NODE_AHEAD_SPANS; k++) {
+        const char *at;
+        size_t bytes = BASE_MIN(ahead_span(r, l, &slots[l->slot[k]], &at), left);
+        r->ahead.at[k] = at;
+        r->ahead.end[k] = at + bytes;
+        left -= bytes;
     }
+    r->ahead_of = l;
+    r->ahead_layer = layer;
 }
 
-static void finish_attn(const struct run *r, const struct rdu_attention_options *opt,
-                        const struct attn_item *it, float *y, size_t y_stride, struct rdu_q8 q8)
-{
-    uint32_t hd = opt->head_dim;
-    count_gather(r, it->heads * hd, it->tokens, q8.q != NULL);
-    for (uint32_t i = 0; i < it->tokens; i++) {
-        const float *l = attn_state(r, opt, it, i) + it->heads, *o = l + it->heads;
-        float *out = y + (it->t + i) * y_stride + it->head_from * hd;
-        for (uint32_t h = 0; h < it->heads; h++)
-            for (uint32_t d = 0; d < hd; d++)
-                out[h * hd + d] = o[h * hd + d] / l[h];
-        if (q8.q)
-            quantize_part(r, out, it->heads * hd, q8, it->t + i, it->head_from * hd);
-    }
-}
-
-/* Tokens from t on that are consecutive positions of one sequence, at most a tile. */
-static uint32_t tile_tokens(const struct run *r, uint32_t t)
-{
-    uint32_t n = 1;
-    while (n < NODE_ATTN_TILE && t + n < r->a->n_tokens && r->a->seq[t + n] == r->a->seq[t] &&
-           r->a->pos[t + n] == r->a->pos[t] + n)
-        n++;
-    return n;
-}
-
-/* Items are (tokens, kv head): the heads of a group and the tokens of a tile share each load of K and V.
- * With fewer items than would balance the workers they are (token, head), where a head's output still is
- * whole int8 blocks. */
-static void run_attention(struct run *r, const struct rdu_launch *l)
-{
-    const struct rdu_attention_options *opt = &l->attention;
-    size_t q_stride, y_stride;
-    const float *q = f32_of(r, l->in[0], &q_stride);
-    float *y = f32_of(r, l->out[0], &y_stride);
-    struct rdu_q8 q8 = q8_of(r, l->out[1]);
-    uint32_t tokens = r->a->n_tokens, hd = opt->head_dim, per_item = opt->heads / opt->kv_heads, item = 0;
-    bool few = r->threads > 1 && tokens * opt->kv_heads < 8 * r->threads && hd % 32 == 0;
-    if (few)
-        per_item = 1;
-    for (uint32_t t = 0, n; t < tokens; t += n) {
-        n = few ? 1 : tile_tokens(r, t);
-        for (uint32_t head = 0; head < opt->heads; head += per_item) {
-            struct attn_item it = {t, n, head, per_item};
-            if (item++ % r->threads != r->thread_idx)
-                continue;
-            attend(r, opt, &it, q + t * q_stride + head * hd, q_stride);
-            finish_attn(r, opt, &it, y, y_stride, q8);
-        }
-    }
-}
-
-/* ---- the walk ---------------------------------------------------------------------------------------------------- */
+#include "rdu/node/run.h"
+#include "rdu/opt/opt.h"
 
 static void run_launch(struct run *r, const struct rdu_launch *l, bool broadcast)
 {
@@ -696,10 +573,10 @@ static void run_launch(struct run *r, const struct rdu_launch *l, bool broadcast
     case RDU_KERNEL_ROPE:
     case RDU_KERNEL_ROPE_APPEND:
     case RDU_KERNEL_APPEND:
-        run_rope_append(r, l);
+        node_run_rope_append(r, l);
         break;
     case RDU_KERNEL_ATTENTION:
-        run_attention(r, l);
+        node_run_attention(r, l);
         break;
     case RDU_KERNEL_ACT:
     case RDU_KERNEL_ADD:
@@ -718,7 +595,7 @@ static void run_launch(struct run *r, const struct rdu_launch *l, bool broadcast
     }
 }
 
-static void run_section(struct run *r, enum rdu_section section, uint32_t layer)
+static void run_section(struct run *r, enum rdu_section section, uint32_t layer, uint32_t layers_to)
 {
     const struct rdu_section_plan *plan = &r->p->section[section];
     r->layer = layer;
@@ -732,10 +609,14 @@ static void run_section(struct run *r, enum rdu_section section, uint32_t layer)
         if (!broadcast)
             for (int o = 0; o < 4; o++)
                 buf_mark(r, l->out[o], false);
+        look_ahead(r, plan, is_matmul(l) ? i + 1 : i, layers_to);
+        if (!is_matmul(l) && r->a->n_tokens <= NODE_LOCAL_TOKENS)
+            node_ahead_fetch(&r->ahead, AHEAD_START);
         run_launch(r, l, broadcast);
-        /* The exception: the next launch overwrites x in place while slower workers still read it. */
+        /* The exception: the next launch overwrites x in place while slower workers still read it.
+         */
         if (!broadcast || i + 1 == plan->count || writes_x(&plan->launches[i + 1]))
-            node_barrier_wait(&r->w->node->barrier);
+            node_barrier_wait(&r->w->node->barrier, &r->ahead);
     }
 }
 
@@ -759,7 +640,7 @@ static void native_launch(void *host, uint32_t launch_idx)
 static void native_barrier(void *host)
 {
     const struct run *r = host;
-    node_barrier_wait(&r->w->node->barrier);
+    node_barrier_wait(&r->w->node->barrier, NULL);
 }
 
 static bool has_adapters(const struct rdu_args *a)
@@ -827,9 +708,14 @@ static void work_native(struct run *r, uint32_t last)
 void node_work(struct node_worker *w)
 {
     const struct rdu_node *n = w->node;
-    struct run r = {.w = w, .n = n, .k = &n->kernels, .p = n->program, .a = n->args,
-                    .thread_idx = w->thread_idx, .threads = n->opt.threads};
-    uint32_t last = r.a->n_layers + 1;
+    struct run r = {.w = w,
+                    .n = n,
+                    .k = &n->kernels,
+                    .p = n->program,
+                    .a = n->args,
+                    .thread_idx = w->thread_idx,
+                    .threads = n->opt.threads};
+    uint32_t last = r.a->n_layers + 1, layers_to = BASE_MIN(n->stage_to, last) - 1;
     if (n->solo)
         r.threads = 1;
     if (n->unit) {
@@ -838,10 +724,10 @@ void node_work(struct node_worker *w)
     }
     for (uint32_t s = n->stage_from; s < n->stage_to; s++) {
         if (s == 0)
-            run_section(&r, RDU_SECTION_EMBED, 0);
+            run_section(&r, RDU_SECTION_EMBED, 0, layers_to);
         else if (s == last)
-            run_section(&r, RDU_SECTION_HEAD, 0);
+            run_section(&r, RDU_SECTION_HEAD, 0, layers_to);
         else
-            run_section(&r, RDU_SECTION_LAYER, s - 1);
+            run_section(&r, RDU_SECTION_LAYER, s - 1, layers_to);
     }
 }

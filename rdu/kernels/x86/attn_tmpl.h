@@ -85,11 +85,22 @@ X86_INLINE struct range visible_slots(const struct row *r, uint32_t block)
     };
 }
 
-/* Scores of R rows over B blocks, V vectors of positions from vector v0 on: s [B][ROWS_MAX][32]. */
+/* Step d of `head_dim` through a block that comes next: its line of K, and as much of V. In a long
+ * context every block is a jump in memory that hardware prefetch does not foresee. */
+X86_INLINE void prefetch_step(enum rdu_kv_type type, const uint8_t *next, uint32_t d)
+{
+    const size_t bytes = 2 * RDU_KV_BLOCK * kv_bytes(type);
+    X86_UNROLL
+    for (size_t i = 0; i < bytes; i += 64)
+        _mm_prefetch((const char *)next + d * bytes + i, _MM_HINT_T1);
+}
+
+/* Scores of R rows over B blocks, V vectors of positions from vector v0 on: s [B][ROWS_MAX][32].
+ * next: as many blocks to fetch meanwhile, or NULL. */
 X86_INLINE void scores_part(enum rdu_kv_type type, const unsigned R, const unsigned B,
                             const unsigned V, const unsigned v0, const struct row *rows,
                             uint32_t head_dim, const uint8_t *const *blocks,
-                            float (*s)[ROWS_MAX][RDU_KV_BLOCK])
+                            const uint8_t *const *next, float (*s)[ROWS_MAX][RDU_KV_BLOCK])
 {
     const size_t line = RDU_KV_BLOCK * kv_bytes(type), step = VEC * kv_bytes(type);
     const float *q[ROWS_MAX];
@@ -122,6 +133,11 @@ X86_INLINE void scores_part(enum rdu_kv_type type, const unsigned R, const unsig
                 scale[i] = vec_zero();
         }
         for (uint32_t d = from; d < to; d++) {
+            if (next) {
+                X86_UNROLL
+                for (unsigned b = 0; b < B; b++)
+                    prefetch_step(type, next[b], d);
+            }
             /* The fewer operands wait in registers, the others pass through one. */
             if (R < B * V) {
                 vec in[ROWS_MAX];
@@ -162,13 +178,14 @@ X86_INLINE void scores_part(enum rdu_kv_type type, const unsigned R, const unsig
 }
 
 X86_INLINE void scores(enum rdu_kv_type type, const unsigned R, const struct row *rows,
-                       uint32_t head_dim, const uint8_t *const *blocks,
+                       uint32_t head_dim, const uint8_t *const *blocks, const uint8_t *const *next,
                        float (*s)[ROWS_MAX][RDU_KV_BLOCK])
 {
     const unsigned V = score_vecs(R);
     X86_UNROLL
     for (unsigned v0 = 0; v0 < VECS; v0 += V)
-        scores_part(type, R, score_blocks(R), V, v0, rows, head_dim, blocks, s);
+        scores_part(type, R, score_blocks(R), V, v0, rows, head_dim, blocks, v0 == 0 ? next : NULL,
+                    s);
 }
 
 /* Scaled and capped scores of one row in s; returns the lane-wise largest visible ones. */
@@ -375,16 +392,16 @@ X86_INLINE void all_values(enum rdu_kv_type type, const unsigned R, const struct
 }
 
 typedef void scores_fn(const struct row *rows, uint32_t head_dim, const uint8_t *const *blocks,
-                       float (*s)[ROWS_MAX][RDU_KV_BLOCK]);
+                       const uint8_t *const *next, float (*s)[ROWS_MAX][RDU_KV_BLOCK]);
 typedef void values_fn(const struct piece *piece, const struct row *rows, const uint8_t *block,
                        uint32_t head_dim);
 
 #define DEFINE_LOOPS(name, type, R)                                                                \
-    static __attribute__((noinline)) void scores_##name(const struct row *rows, uint32_t head_dim, \
-                                                        const uint8_t *const *blocks,              \
-                                                        float(*s)[ROWS_MAX][RDU_KV_BLOCK])         \
+    static __attribute__((noinline)) void scores_##name(                                           \
+        const struct row *rows, uint32_t head_dim, const uint8_t *const *blocks,                   \
+        const uint8_t *const *next, float(*s)[ROWS_MAX][RDU_KV_BLOCK])                             \
     {                                                                                              \
-        scores(type, R, rows, head_dim, blocks, s);                                                \
+        scores(type, R, rows, head_dim, blocks, next, s);                                          \
     }                                                                                              \
     static __attribute__((noinline)) void values_##name(const struct piece *piece,                 \
                                                         const struct row *rows,                    \
@@ -423,7 +440,7 @@ X86_INLINE void attend(const unsigned R, scores_fn *scores_of, values_fn *values
     while (b < block_to) {
         struct piece piece[BLOCKS_MAX];
         _Alignas(64) float s[BLOCKS_MAX][ROWS_MAX][RDU_KV_BLOCK];
-        const uint8_t *blocks[BLOCKS_MAX];
+        const uint8_t *blocks[BLOCKS_MAX], *next[BLOCKS_MAX];
         unsigned n = 0;
         for (; b < block_to && n < B; b++) {
             blocks[n] = a->block[b];
@@ -434,7 +451,9 @@ X86_INLINE void attend(const unsigned R, scores_fn *scores_of, values_fn *values
             break;
         for (unsigned i = n; i < B; i++)
             blocks[i] = blocks[0]; /* computed, not used */
-        scores_of(rows, a->head_dim, blocks, s);
+        for (unsigned i = 0; i < B; i++)
+            next[i] = b + i < block_to ? a->block[b + i] : blocks[0];
+        scores_of(rows, a->head_dim, blocks, next, s);
         for (unsigned i = 0; i < n; i++) {
             weigh(R, a, rows, s[i], &piece[i]);
             values_of(&piece[i], rows, blocks[i], a->head_dim);
