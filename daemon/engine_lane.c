@@ -184,7 +184,6 @@ static void waiting_end(struct engine *g, struct engine_request *er, enum reques
 void engine_take_submissions(struct engine *g)
 {
     struct request *r;
-    ring_drain_fd(g->ring);
     while ((r = ring_pop(g->ring)) != NULL) {
         struct engine_request *er = mem_alloc(sizeof(*er));
         er->request = r;

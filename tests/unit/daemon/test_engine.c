@@ -1,11 +1,19 @@
-/* The engine over the tiny models of the tree: how requests end, what cancelling does in every state, who
- * goes first, and that two models in memory for one both get on within the budget. Loads can be stopped and
- * made to fail through the tiers' fault hook. */
+/* The engine over the tiny models of the tree: how requests end, what cancelling does in every
+ * state, who goes first, and that two models in memory for one both get on within the budget. Loads
+ * can be stopped and made to fail through the tiers' fault hook. */
 #include "tests/unit/daemon/engine_rig.h"
 
 #include <errno.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
+#include <signal.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
-/* ---- allocations of the engine's thread ---------------------------------------------------------------- */
+/* ---- allocations of the engine's thread
+ * ---------------------------------------------------------------- */
 
 static _Thread_local bool counting; /* set in notify, which the engine calls */
 static atomic_uint allocations;
@@ -37,7 +45,9 @@ void *realloc(void *p, size_t n)
 #define COUNTS_ALLOCATIONS 0
 #endif
 
-/* ---- tests --------------------------------------------------------------------------------------------------- */
+/* ---- tests
+ * ---------------------------------------------------------------------------------------------------
+ */
 
 static void choices_of_one_request_end_alike_and_are_accounted_once(void **state)
 {
@@ -106,7 +116,8 @@ static void a_running_request_is_cancelled_within_its_tokens(void **state)
     wait_tokens(gone, 3);
     engine_cancel(r.engine, gone);
     wait_state(gone, REQUEST_DONE);
-    assert_true(finish_of(gone, 0) == REQUEST_FINISH_CANCELLED || finish_of(gone, 0) == REQUEST_FINISH_LENGTH);
+    assert_true(finish_of(gone, 0) == REQUEST_FINISH_CANCELLED ||
+                finish_of(gone, 0) == REQUEST_FINISH_LENGTH);
     request_unref(&gone);
     ends(stays, REQUEST_FINISH_LENGTH);
     rig_close(&r);
@@ -135,7 +146,8 @@ static void a_full_queue_and_a_draining_engine_refuse(void **state)
     struct err e = {0};
     atomic_store(&loads_stop, true);
     rig_open(&r, &(struct rig_options){.sequences = 1, .queue = 2});
-    struct request *q[3] = {start(&r, "llama", 10, 20), NULL, NULL}, *late = ask(&r, "llama", 10, 20);
+    struct request *q[3] = {start(&r, "llama", 10, 20), NULL, NULL},
+                   *late = ask(&r, "llama", 10, 20);
     wait_state(q[0], REQUEST_LOADING);
     q[1] = start(&r, "llama", 10, 20);
     q[2] = start(&r, "llama", 10, 20);
@@ -220,7 +232,8 @@ static void two_bases_share_memory_for_one(uint64_t ddr)
     struct rig r;
     struct engine_stats st;
     /* Room for the larger one and pages of all requests, not for both. */
-    rig_open(&r, &(struct rig_options){.hbm = footprint("qwen", 64) + 8 * 131072, .ddr = ddr, .defer_ms = 3});
+    rig_open(&r, &(struct rig_options){
+                     .hbm = footprint("qwen", 64) + 8 * 131072, .ddr = ddr, .defer_ms = 3});
     assert_true(expert_footprint(expert(&r, "llama")) > 8 * 131072 / 2);
     struct request *q[8];
     for (int i = 0; i < 8; i++)
@@ -244,7 +257,8 @@ static void two_bases_in_memory_for_one_progress_over_ddr(void **state)
     two_bases_share_memory_for_one(4 * BASE_MIB);
 }
 
-/* Loads that end soon are no reason to refuse: those of a cancelled request, those of warming up. */
+/* Loads that end soon are no reason to refuse: those of a cancelled request, those of warming up.
+ */
 static void a_request_waits_for_memory_that_is_still_being_loaded_into(void **state)
 {
     struct rig r;
@@ -276,7 +290,8 @@ static void a_request_waits_for_memory_that_is_still_being_loaded_into(void **st
     rig_close(&r);
 }
 
-/* ---- no allocation per token ------------------------------------------------------------------------------------ */
+/* ---- no allocation per token
+ * ------------------------------------------------------------------------------------ */
 
 static atomic_uint allocations_at[2];
 
@@ -305,6 +320,95 @@ static void tokens_cost_no_allocation(void **state)
     rig_close(&r);
 }
 
+/* ---- no system call per token
+ * ----------------------------------------------------------------------------------- */
+
+static atomic_int forbidden_call; /* + 1 */
+
+static void note_call(int signal_no, siginfo_t *info, void *context)
+{
+    int none = 0;
+    atomic_compare_exchange_strong(&forbidden_call, &none, info->si_syscall + 1);
+}
+
+/* From here on the calling thread may only wait on a futex; anything else lands in note_call. */
+static void forbid_calls(void)
+{
+    struct sock_filter code[] = {
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_futex, 1, 0),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_rt_sigreturn, 0, 1),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_TRAP),
+    };
+    const struct sock_fprog program = {BASE_COUNT(code), code};
+    if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0 ||
+        prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) != 0)
+        atomic_store(&forbidden_call, -1);
+}
+
+static atomic_int verdict; /* of the tokens up to the 180th, + 1; 0 = not there yet */
+
+static void watch_calls(struct request *q)
+{
+    uint32_t n = request_events(&q->choice[0]);
+    if (n == 20)
+        forbid_calls();
+    if (n == 180)
+        atomic_store(&verdict, 1 + atomic_load(&forbidden_call));
+}
+
+/* In a process of its own: the filter stays on the engine's thread for ever. */
+static int run_watched(bool break_it)
+{
+    struct rig r;
+    const struct sigaction on_trap = {.sa_sigaction = note_call, .sa_flags = SA_SIGINFO};
+    sigaction(SIGSYS, &on_trap, NULL);
+    rig_open(&r, &(struct rig_options){.draft = 4});
+    /* With everything in memory: the answer to a load may be taken in a while after its last byte.
+     */
+    ends(start(&r, "psalms", 20, 5), REQUEST_FINISH_LENGTH);
+    nap_for(20);
+    /* Broken: it ends while it is watched, and the engine goes to wait for work. */
+    struct request *q = ask(&r, "psalms", 20, break_it ? 60 : 200);
+    q->sampling.temperature = 1;
+    q->sampling.top_p = 0.97f;
+    q->sampling.repetition_penalty = 1.1f;
+    q->notify = watch_calls;
+    run(&r, q);
+    while (atomic_load(&verdict) == 0 && !(break_it && atomic_load(&forbidden_call)))
+        nap();
+    return break_it ? atomic_load(&forbidden_call) : atomic_load(&verdict) - 1;
+}
+
+static int watched(bool break_it)
+{
+    fflush(NULL);
+    pid_t child = fork();
+    assert_true(child >= 0);
+    if (child == 0) {
+        int call = run_watched(break_it);
+        _exit(call == 0 ? 0 : call < 0 ? 255 : 1 + (call - 1) % 250);
+    }
+    int status = 0;
+    assert_int_equal(waitpid(child, &status, 0), child);
+    assert_true(WIFEXITED(status));
+    return WEXITSTATUS(status);
+}
+
+static void tokens_cost_no_system_call(void **state)
+{
+    if (!COUNTS_ALLOCATIONS)
+        skip(); /* sanitizers make calls of their own */
+    int call = watched(false);
+    if (call == 255)
+        skip(); /* no seccomp here */
+    if (call != 0)
+        fail_msg("system call %d between two tokens", call - 1);
+    /* And it would have been seen: at the end of a request the engine polls. */
+    assert_int_not_equal(watched(true), 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -321,6 +425,7 @@ int main(void)
         cmocka_unit_test(two_bases_in_memory_for_one_progress_over_ddr),
         cmocka_unit_test(a_request_waits_for_memory_that_is_still_being_loaded_into),
         cmocka_unit_test(tokens_cost_no_allocation),
+        cmocka_unit_test(tokens_cost_no_system_call),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
