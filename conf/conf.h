@@ -33,6 +33,9 @@ struct conf_expert {
     char *adapter;     /* a GGUF LoRA file, or "" */
     double scale;      /* of the adapter, default 1 */
     char *description; /* shown to people and routers */
+    char *label;       /* of the routing head, "" = its name */
+    char **examples;   /* prompts for an expert that the head does not know */
+    size_t examples_count;
     char *system;      /* system prompt put first when the client sends none */
     char *template_file; /* key `template`: a Jinja file that replaces the model's own */
     struct conf_sampling defaults;
@@ -87,6 +90,7 @@ struct conf {
     char **router_stages;      /* ["ngram"] */
     size_t router_stages_count;
     double router_lambda, router_margin;
+    char *router_rules, *router_log; /* files, "" = none */
     char *router_policy;
     /* experts */
     struct conf_expert *experts;

@@ -118,8 +118,13 @@ struct api_call {
     struct api_tools tools;       /* API_CHAT */
 
     const char *key; /* the API key it came with; of the connection, NULL = none */
+    const char *(*header)(void *ctx, const char *name); /* of the connection; NULL = none */
+    void *header_ctx;
     struct expert *expert;
     enum router_reason reason;
+    enum router_stage route_stage;
+    uint64_t stage_ns[ROUTER_STAGES];
+    bool switch_avoided; /* the price of a switch changed the choice */
     double confidence;
     size_t body_bytes;
     uint64_t conversation; /* tells it from others by its first words; 0 = none */
@@ -235,8 +240,6 @@ enum err_code api_answer_text(struct server *s, enum api_text what, const char *
 void api_put_error(struct buf *out, const struct err *e);
 const char *api_error_type(enum err_code code);
 void api_put_models(struct server *s, struct buf *out);
-/* Why there is no answer to this /v1/embeddings body: a field is wrong, or no expert does that. */
-void api_refuse_embeddings(struct server *s, const char *body, size_t len, struct err *e);
 enum err_code api_put_model(struct server *s, const char *id, struct buf *out,
                             struct err *e) BASE_NODISCARD;
 

@@ -1,10 +1,11 @@
-/* GET /v1/models and /v1/models/{id}, and the refusal of what no model here does. */
+/* GET /v1/models and /v1/models/{id}. */
 #include "daemon/api.h"
 
 #include <string.h>
 
 #include "daemon/api_field.h"
 #include "daemon/json_out.h"
+#include "daemon/routing.h"
 
 static void put_names(const struct expert_info *info, const struct conf_expert *conf,
                       struct buf *out)
@@ -54,6 +55,21 @@ static void put_expert(struct server *s, struct expert *ex, struct buf *out)
     buf_puts(out, "}");
 }
 
+static void put_encoder(struct server *s, struct buf *out)
+{
+    const struct route_encoder *n = routing_encoder(s);
+    if (n == NULL)
+        return;
+    buf_puts(out, "{\"id\":");
+    json_put_str(out, encoder_name(route_encoder_model(n)));
+    buf_printf(out,
+               ",\"object\":\"model\",\"created\":%llu,\"owned_by\":\"switchyard\","
+               "\"description\":\"sentence encoder of the router, for /v1/embeddings\","
+               "\"context_length\":%u},",
+               (unsigned long long)expert_info(s->generalist)->created_s,
+               encoder_tokens_max(route_encoder_model(n)));
+}
+
 static void put_auto(struct server *s, struct buf *out)
 {
     buf_printf(out,
@@ -70,6 +86,7 @@ void api_put_models(struct server *s, struct buf *out)
         put_expert(s, experts_at(s->experts, i), out);
         buf_puts(out, ",");
     }
+    put_encoder(s, out);
     put_auto(s, out);
     buf_puts(out, "]}");
 }
@@ -87,32 +104,4 @@ enum err_code api_put_model(struct server *s, const char *id, struct buf *out, s
     }
     return err_set_param(e, ERR_MODEL, "model",
                          "there is no expert '%.80s'; GET /v1/models lists what is served", id);
-}
-
-static void refuse_embeddings(struct server *s, const json_t *root, struct err *e)
-{
-    const char *model = NULL;
-    const json_t *input = field_find(root, "input");
-    bool empty = (json_is_string(input) && json_string_length(input) == 0) ||
-                 (json_is_array(input) && json_array_size(input) == 0);
-    if (field_text(root, "model", &model, e) != ERR_OK)
-        return;
-    if (model == NULL)
-        err_set_param(e, ERR_INVALID, "model", "'model' is missing");
-    else if (input == NULL || empty)
-        err_set_param(e, ERR_INVALID, "input", "'input' is %s", empty ? "empty" : "missing");
-    else if (server_find_expert(s, model) == NULL && strcmp(model, "auto") != 0)
-        err_set_param(e, ERR_MODEL, "model", "there is no expert '%.80s'", model);
-    else
-        err_set_param(e, ERR_UNSUPPORTED, "model",
-                      "expert '%.80s' generates text and makes no embeddings", model);
-}
-
-void api_refuse_embeddings(struct server *s, const char *body, size_t len, struct err *e)
-{
-    json_t *root;
-    if (field_parse_body(body, len, &root, e) != ERR_OK)
-        return;
-    refuse_embeddings(s, root, e);
-    json_decref(root);
 }

@@ -1,14 +1,11 @@
 /* Which expert answers: the one the client named, or for `auto` the one the router picks. */
 #include "daemon/api.h"
 
-#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "daemon/api_field.h"
-
-#define ROUTE_TURNS_MAX                                                                            \
-    64 /* user turns that are read, newest last; the router bounds their bytes */
+#include "daemon/api_route.h"
 
 bool api_key_may_use(const struct server *s, const struct expert *ex, const char *key)
 {
@@ -49,7 +46,7 @@ static size_t collect_message_turns(const struct api_call *c, struct router_turn
     for (size_t i = 0; i < total; i++)
         users += strcmp(json_string_value(json_object_get(json_array_get(messages, i), "role")),
                         "user") == 0;
-    skip = users > ROUTE_TURNS_MAX ? users - ROUTE_TURNS_MAX : 0;
+    skip = users > API_ROUTE_TURNS_MAX ? users - API_ROUTE_TURNS_MAX : 0;
     for (size_t i = 0; i < total; i++) {
         const json_t *message = json_array_get(messages, i);
         const json_t *content = json_object_get(message, "content");
@@ -78,56 +75,41 @@ static size_t collect_prompt_turn(const struct api_call *c, struct router_turn *
     return 1;
 }
 
-/* Labels of experts that the caller's key may use; NULL = what the server allows anyway. */
-static bool *labels_for_key(const struct api_call *c)
+/* Is the newest message the answer to a tool call? */
+static bool answers_tool(const struct api_call *c)
 {
-    const struct server *s = c->server;
-    bool some = false;
-    for (size_t i = 0; i < experts_count(s->experts); i++)
-        some |= !api_key_may_use(s, experts_at(s->experts, i), c->key);
-    if (!some)
-        return NULL;
-    size_t labels = router_head_labels(s->head);
-    bool *allowed = mem_array(labels + 1, sizeof *allowed);
-    for (size_t i = 0; i < labels; i++) {
-        int idx = s->label_to_expert[i];
-        allowed[i] = s->label_allowed[i] &&
-                     (idx < 0 || api_key_may_use(s, experts_at(s->experts, (size_t)idx), c->key));
-    }
-    return allowed;
+    const json_t *messages = c->messages.messages;
+    size_t total = json_array_size(messages);
+    const char *role =
+        total > 0 ? json_string_value(json_object_get(json_array_get(messages, total - 1), "role"))
+                  : NULL;
+    return role != NULL && strcmp(role, "tool") == 0;
 }
 
-static void decide(struct api_call *c, struct router_scratch *scratch, struct router_decision *ret)
+void api_route_query(const struct api_call *c, struct router_turn *turns, struct routing_query *ret)
 {
-    struct server *s = c->server;
-    struct router_turn turns[ROUTE_TURNS_MAX];
-    bool *mine = labels_for_key(c);
-    const struct router_options options = {.threshold = (double)NAN,
-                                           .label_allowed = mine != NULL ? mine : s->label_allowed,
-                                           .generalist_idx = -1};
-    size_t count =
-        c->kind == API_CHAT ? collect_message_turns(c, turns) : collect_prompt_turn(c, turns);
-    router_decide(s->head, scratch, turns, count, &options, ret, NULL);
-    free(mine);
-}
-
-/* The generalist, or for a key that may not use it the first full expert that it may use. */
-static struct expert *generalist_for(const struct api_call *c)
-{
-    const struct server *s = c->server;
-    for (size_t i = 0; !api_key_may_use(s, s->generalist, c->key) && i < experts_count(s->experts);
-         i++) {
-        struct expert *ex = experts_at(s->experts, i);
-        if (!expert_info(ex)->is_adapter && expert_ok(ex, NULL) && api_key_may_use(s, ex, c->key))
-            return ex;
-    }
-    return s->generalist;
+    const char *user = json_string_value(field_find(c->root, "user"));
+    *ret = (struct routing_query){
+        .turns = turns,
+        .turns_count =
+            c->kind == API_CHAT ? collect_message_turns(c, turns) : collect_prompt_turn(c, turns),
+        .tool_pending = c->kind == API_CHAT && answers_tool(c),
+        .has_tools = c->tools.list != NULL,
+        .json_wanted = c->options.grammar != NULL || field_find(c->root, "response_format") != NULL,
+        .key = c->key,
+        .user = user,
+        .conversation =
+            c->header != NULL ? c->header(c->header_ctx, "x-switchyard-conversation") : NULL,
+        .header = c->header,
+        .header_ctx = c->header_ctx,
+        .id = c->id,
+    };
 }
 
 /* A conversation is known by the first words of its user, which every later turn repeats. */
 static void note_conversation(struct api_call *c)
 {
-    struct router_turn turns[ROUTE_TURNS_MAX];
+    struct router_turn turns[API_ROUTE_TURNS_MAX];
     if (c->kind != API_CHAT || collect_message_turns(c, turns) == 0)
         return;
     c->conversation = hash64_of(turns[0].text, turns[0].len, 1) | 1;
@@ -135,21 +117,50 @@ static void note_conversation(struct api_call *c)
 
 enum err_code api_choose_expert(struct api_call *c, struct router_scratch *scratch, struct err *e)
 {
+    struct router_turn turns[API_ROUTE_TURNS_MAX];
+    struct routing_query q;
     note_conversation(c);
-    struct server *s = c->server;
-    struct router_decision decision = {.label_idx = -1, .reason = ROUTER_REASON_NO_HEAD};
     if (strcmp(c->options.model, "auto") != 0)
         return choose_named(c, e);
     uint64_t from = clock_ns();
-    c->expert = generalist_for(c);
-    if (experts_count(s->experts) == 1)
-        decision.reason = ROUTER_REASON_ONLY;
-    else if (s->head != NULL && scratch != NULL)
-        decide(c, scratch, &decision);
-    if (decision.label_idx >= 0 && s->label_to_expert[decision.label_idx] >= 0)
-        c->expert = experts_at(s->experts, (size_t)s->label_to_expert[decision.label_idx]);
-    c->reason = decision.reason;
-    c->confidence = decision.reason == ROUTER_REASON_ONLY ? 1.0 : decision.confidence;
+    struct routing_result *r = mem_alloc(sizeof *r);
+    api_route_query(c, turns, &q);
+    routing_decide(c->server, scratch, &q, r);
+    c->expert = r->expert;
+    c->reason = r->reason;
+    c->confidence = r->confidence;
+    c->route_stage = r->decision.stage;
+    memcpy(c->stage_ns, r->decision.stage_ns, sizeof c->stage_ns);
+    c->switch_avoided = r->switched;
     c->route_ns = clock_ns() - from;
-    return api_check_key(s, c->expert, c->key, e);
+    free(r);
+    return api_check_key(c->server, c->expert, c->key, e);
+}
+
+enum err_code api_put_route(struct server *s, const char *body, size_t len,
+                            const struct api_call *from, struct router_scratch *scratch,
+                            struct buf *out, struct err *e)
+{
+    struct api_call *c = NULL;
+    struct router_turn turns[API_ROUTE_TURNS_MAX];
+    struct routing_query q;
+    json_t *root = NULL;
+    enum err_code code = field_parse_body(body, len, &root, e);
+    if (code != ERR_OK)
+        return code;
+    enum api_kind kind = field_find(root, "messages") != NULL ? API_CHAT : API_COMPLETION;
+    json_decref(root);
+    code = api_call_open(s, kind, body, len, &c, e);
+    if (code != ERR_OK)
+        return code;
+    c->key = from->key;
+    c->header = from->header;
+    c->header_ctx = from->header_ctx;
+    struct routing_result *r = mem_alloc(sizeof *r);
+    api_route_query(c, turns, &q);
+    routing_decide(s, scratch, &q, r);
+    routing_put(s, &q, r, out);
+    free(r);
+    api_call_close(&c);
+    return ERR_OK;
 }

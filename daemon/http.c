@@ -204,6 +204,7 @@ static void on_completed(void *cls, struct MHD_Connection *connection, void **co
         http_record_end(x->server, &x->record, x->call, e);
     }
     api_call_close(&x->call);
+    http_job_close(&x->job);
     http_drop_bytes(x->http, x->body.len);
     buf_done(&x->body);
     free(x->rest);
@@ -458,6 +459,9 @@ void http_stop(struct http *h, uint64_t deadline_ns)
     h->stopped = true;
     if (h->streams != NULL)
         end_streams(h, deadline_ns);
+    /* Each ends by itself, and libmicrohttpd must find nothing suspended. */
+    while (atomic_load(&h->server->jobs) > 0)
+        nanosleep(&(struct timespec){.tv_nsec = 10000000}, NULL);
     for (size_t i = 0; i < h->listeners; i++) {
         if (h->daemon[i] != NULL)
             MHD_stop_daemon(h->daemon[i]);

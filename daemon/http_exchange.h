@@ -23,6 +23,7 @@ struct exchange {
     struct err refusal;    /* decided before the body: answered once it is in */
     struct api_call *call; /* owned until a stream takes it */
     struct stream *stream;
+    struct http_job *job; /* http_embeddings.c; NULL = none */
     struct err error; /* what was answered, for the log */
 };
 
@@ -33,6 +34,10 @@ void route_check(struct exchange *x);
 /* The body is in (or the connection was resumed): answer, or wait. */
 enum MHD_Result route_run(struct exchange *x);
 bool route_is_quiet(const struct exchange *x); /* not worth a log line when it went well */
+
+/* http_embeddings.c: starts the work and answers when it is done; frees what was started. */
+enum MHD_Result http_run_embeddings(struct exchange *x);
+void http_job_close(struct http_job **j);
 
 /* http_answer.c: each queues the answer and takes the body over. */
 enum MHD_Result answer_body(struct exchange *x, int status, const char *content_type,

@@ -5,6 +5,7 @@
 #include <string.h>
 #include <strings.h>
 
+#include "daemon/api_route.h"
 #include "daemon/json_out.h"
 #include "daemon/log.h"
 #include "daemon/metrics.h"
@@ -28,8 +29,15 @@ static const char *given_key(const struct exchange *x)
     return MHD_lookup_connection_value(x->connection, MHD_HEADER_KIND, "x-api-key");
 }
 
+static const char *header_of(void *ctx, const char *name)
+{
+    return MHD_lookup_connection_value(ctx, MHD_HEADER_KIND, name);
+}
+
 static void read_wishes(struct exchange *x)
 {
+    x->call->header = header_of;
+    x->call->header_ctx = x->connection;
     struct api_options *o = &x->call->options;
     const char *wish =
         MHD_lookup_connection_value(x->connection, MHD_HEADER_KIND, "x-switchyard-account");
@@ -123,13 +131,19 @@ static enum MHD_Result run_model(struct exchange *x)
     return answer_body(x, MHD_HTTP_OK, "application/json", &body);
 }
 
-/* Experts generate text; the endpoint exists so that a client hears that, and not that it mistyped.
- */
-static enum MHD_Result run_embeddings(struct exchange *x)
+/* What the router would do with a body, and why; nothing runs. */
+static enum MHD_Result run_route(struct exchange *x)
 {
+    struct buf body = {0};
     struct err e = {0};
-    api_refuse_embeddings(x->server, x->body.data != NULL ? x->body.data : "", x->body.len, &e);
-    return answer_error(x, &e, 0);
+    const struct api_call from = {
+        .key = given_key(x), .header = header_of, .header_ctx = x->connection};
+    if (api_put_route(x->server, x->body.data != NULL ? x->body.data : "", x->body.len, &from,
+                      http_scratch(x->http), &body, &e) != ERR_OK) {
+        buf_done(&body);
+        return answer_error(x, &e, 0);
+    }
+    return answer_body(x, MHD_HTTP_OK, "application/json", &body);
 }
 
 static enum MHD_Result run_text(struct exchange *x, enum api_text what)
@@ -193,7 +207,7 @@ static enum MHD_Result run_root(struct exchange *x)
     struct buf body = {0};
     buf_puts(&body,
              "{\"name\":\"switchyard\",\"version\":\"" SWITCHYARD_VERSION "\",\"endpoints\":["
-             "\"/v1/chat/completions\",\"/v1/completions\",\"/v1/models\",\"/tokenize\","
+             "\"/v1/chat/completions\",\"/v1/completions\",\"/v1/embeddings\",\"/v1/route\",\"/v1/models\",\"/tokenize\","
              "\"/detokenize\",\"/apply-template\",\"/health\","
              "\"/ready\",\"/metrics\"]}\n");
     return answer_body(x, MHD_HTTP_OK, "application/json", &body);
@@ -207,7 +221,9 @@ static const struct route routes[] = {
     {"/chat/completions", "POST", run_chat, false, false},
     {"/v1/completions", "POST", run_completion, false, false},
     {"/completions", "POST", run_completion, false, false},
-    {"/v1/embeddings", "POST", run_embeddings, false, false},
+    {"/v1/embeddings", "POST", http_run_embeddings, false, false},
+    {"/embeddings", "POST", http_run_embeddings, false, false},
+    {"/v1/route", "POST", run_route, false, false},
     {"/tokenize", "POST", run_tokenize, false, false},
     {"/detokenize", "POST", run_detokenize, false, false},
     {"/apply-template", "POST", run_template, false, false},

@@ -8,7 +8,7 @@
 #include "daemon/log.h"
 
 #define STATUSES_MAX 16
-#define REASONS (ROUTER_REASON_NO_HEAD + 1)
+#define REASONS (ROUTER_REASON_TOOL + 1)
 #define ORIGINS (MEMTIER_NVME + 1)
 
 struct status_count {
@@ -19,7 +19,7 @@ struct status_count {
 /* One expert, or what never found one. */
 struct expert_metrics {
     struct status_count statuses[STATUSES_MAX];
-    uint64_t routes[REASONS];
+    uint64_t routes[REASONS][ROUTER_STAGES];
     struct hist *ttft[ORIGINS]; /* NULL until first used: most experts see few origins */
 };
 
@@ -27,7 +27,8 @@ struct metrics {
     struct lock lock;               /* guards all below; taken once per request, never per token */
     struct expert_metrics *experts; /* [count + 1], last: no expert */
     size_t count;
-    struct hist route;
+    struct hist route, route_stage[ROUTER_STAGES];
+    uint64_t abstained, avoided;
 };
 
 struct metrics *metrics_open(size_t experts_count)
@@ -85,9 +86,14 @@ void metrics_note_request(struct metrics *m, const struct api_call *call, int st
     lock_take(&m->lock);
     count_status(&m->experts[idx], status);
     if (named) {
-        m->experts[idx].routes[call->reason]++;
+        m->experts[idx].routes[call->reason][call->route_stage]++;
+        m->abstained += call->reason == ROUTER_REASON_ABSTAIN;
+        m->avoided += call->switch_avoided;
         if (call->route_ns > 0)
             hist_add(&m->route, call->route_ns);
+        for (size_t i = 0; i < ROUTER_STAGES; i++)
+            if (call->stage_ns[i] > 0)
+                hist_add(&m->route_stage[i], call->stage_ns[i]);
         if (api_call_done(call))
             count_ttft(&m->experts[idx], call);
     }
@@ -190,11 +196,29 @@ static void put_ttft(struct server *s, struct buf *out)
     }
 }
 
-static const char *stage_of(enum router_reason r)
+/* Decisions of the stages, "none" for those that no stage was asked for. */
+static const char *stage_of(enum router_reason r, enum router_stage s)
 {
-    bool read = r == ROUTER_REASON_NGRAM || r == ROUTER_REASON_GENERAL ||
+    bool read = r == ROUTER_REASON_NGRAM || r == ROUTER_REASON_ENCODER ||
+                r == ROUTER_REASON_PROTOTYPE || r == ROUTER_REASON_GENERAL ||
                 r == ROUTER_REASON_ABSTAIN || r == ROUTER_REASON_EMPTY;
-    return read ? "ngram" : "none";
+    return read ? router_stage_name(s) : "none";
+}
+
+static void put_expert_routes(struct server *s, size_t idx, struct buf *out)
+{
+    const struct metrics *m = s->metrics;
+    char name[300], labels[400];
+    expert_name(s, idx, name, sizeof name);
+    for (size_t r = 0; r < REASONS; r++)
+        for (size_t k = 0; k < ROUTER_STAGES; k++) {
+            if (m->experts[idx].routes[r][k] == 0)
+                continue;
+            snprintf(labels, sizeof labels, "expert=\"%s\",stage=\"%s\",reason=\"%s\"", name,
+                     stage_of((enum router_reason)r, (enum router_stage)k),
+                     router_reason_name((enum router_reason)r));
+            put_value(out, "switchyard_route_total", labels, (double)m->experts[idx].routes[r][k]);
+        }
 }
 
 static void put_routes(struct server *s, struct buf *out)
@@ -202,19 +226,21 @@ static void put_routes(struct server *s, struct buf *out)
     const struct metrics *m = s->metrics;
     put_family(out, "switchyard_route_total", "counter",
                "Requests by expert, the stage that chose it and why");
-    for (size_t i = 0; i < m->count; i++) {
-        char name[300], labels[400];
-        expert_name(s, i, name, sizeof name);
-        for (size_t k = 0; k < REASONS; k++) {
-            if (m->experts[i].routes[k] == 0)
-                continue;
-            snprintf(labels, sizeof labels, "expert=\"%s\",stage=\"%s\",reason=\"%s\"", name,
-                     stage_of((enum router_reason)k), router_reason_name((enum router_reason)k));
-            put_value(out, "switchyard_route_total", labels, (double)m->experts[i].routes[k]);
-        }
+    for (size_t i = 0; i < m->count; i++)
+        put_expert_routes(s, i, out);
+    put_simple(out, "switchyard_route_abstained_total", "counter",
+               "Prompts that no expert was sure of", (double)m->abstained);
+    put_simple(out, "switchyard_route_switches_avoided_total", "counter",
+               "Decisions that the price of a switch changed", (double)m->avoided);
+    put_family(out, "switchyard_route_seconds", "histogram",
+               "Time to choose an expert, by stage and in all");
+    for (size_t k = 0; k < ROUTER_STAGES; k++) {
+        char labels[40];
+        snprintf(labels, sizeof labels, "stage=\"%s\"", router_stage_name((enum router_stage)k));
+        if (k == ROUTER_STAGE_NGRAM || m->route_stage[k].count > 0)
+            put_hist(out, "switchyard_route_seconds", labels, &m->route_stage[k]);
     }
-    put_family(out, "switchyard_route_seconds", "histogram", "Time to choose an expert");
-    put_hist(out, "switchyard_route_seconds", "stage=\"ngram\"", &m->route);
+    put_hist(out, "switchyard_route_seconds", "stage=\"all\"", &m->route);
 }
 
 /* ---- the engine's families ------------------------------------------------------------------ */

@@ -1,5 +1,6 @@
 /* The start-up table and the budget part of `switchyard check`. */
 #include "daemon/report.h"
+#include "daemon/routing.h"
 
 #include <string.h>
 
@@ -56,8 +57,19 @@ static void put_expert_row(struct server *s, struct expert *ex, struct buf *out)
                ex == s->generalist ? "  (generalist)" : "");
 }
 
+static void put_trouble(struct server *s, struct buf *out)
+{
+    const char *at = routing_trouble(s);
+    while (*at != 0) {
+        size_t len = strcspn(at, "\n");
+        put_row(out, "trouble", "%.*s", (int)len, at);
+        at += len + (at[len] != 0);
+    }
+}
+
 static void put_router(struct server *s, struct buf *out)
 {
+    put_trouble(s, out);
     size_t mapped = 0, labels = s->head != NULL ? router_head_labels(s->head) : 0;
     if (s->head == NULL) {
         put_row(out, "router", "no head: 'auto' is answered by the generalist");
@@ -65,7 +77,10 @@ static void put_router(struct server *s, struct buf *out)
     }
     for (size_t i = 0; i < labels; i++)
         mapped += s->label_allowed[i];
-    put_row(out, "router", "%zu labels, %zu of them served here", labels, mapped);
+    const struct route_encoder *encoder = routing_encoder(s);
+    put_row(out, "router", "%zu labels, %zu of them served here; %s%s", labels, mapped,
+            encoder ? "encoder " : "n-grams alone",
+            encoder ? encoder_name(route_encoder_model(encoder)) : "");
 }
 
 void report_server(struct server *s, struct buf *out)

@@ -1,6 +1,6 @@
 /* The encoder behind the router. It runs on the thread that asks, under a lock: a prompt costs two
- * milliseconds, less than handing it to another thread would at a busy moment, and the engine's thread
- * and its steps are never held up by it. */
+ * milliseconds, less than handing it to another thread would at a busy moment, and the engine's
+ * thread and its steps are never held up by it. */
 #include "daemon/route_encoder.h"
 
 #include <stdlib.h>
@@ -13,8 +13,8 @@ struct route_encoder {
     pthread_mutex_t mutex; /* guards the encoder's step; no other lock is taken under it */
 };
 
-static enum err_code encode_turns(void *ctx, const struct router_turn *texts, size_t count, float *ret,
-                                  struct err *e)
+static enum err_code encode_turns(void *ctx, const struct router_turn *texts, size_t count,
+                                  float *ret, struct err *e)
 {
     struct route_encoder *r = ctx;
     size_t width = encoder_width(r->encoder);
@@ -70,8 +70,8 @@ const struct encoder *route_encoder_model(const struct route_encoder *r)
     return r->encoder;
 }
 
-enum err_code route_encoder_encode(struct route_encoder *r, const struct encoder_text *texts, size_t count,
-                                   float *ret, uint64_t *ret_tokens, struct err *e)
+enum err_code route_encoder_encode(struct route_encoder *r, const struct encoder_text *texts,
+                                   size_t count, float *ret, uint64_t *ret_tokens, struct err *e)
 {
     pthread_mutex_lock(&r->mutex);
     enum err_code code = encoder_encode(r->encoder, texts, count, 0, ret, ret_tokens, e);

@@ -16,6 +16,7 @@
 #include "daemon/metrics.h"
 #include "daemon/plan.h"
 #include "daemon/report.h"
+#include "daemon/routing.h"
 
 #define TEMPLATE_BYTES_MAX BASE_MIB
 
@@ -333,34 +334,6 @@ static uint64_t *times_to_live(const struct server *s)
     return ttl;
 }
 
-static void map_labels(struct server *s)
-{
-    size_t labels = router_head_labels(s->head);
-    s->label_to_expert = mem_array(labels, sizeof *s->label_to_expert);
-    s->label_allowed = mem_array(labels, sizeof *s->label_allowed);
-    for (size_t i = 0; i < labels; i++) {
-        const char *label = router_head_label(s->head, i);
-        struct expert *ex = server_find_expert(s, label);
-        bool usable = ex != NULL && expert_ok(ex, NULL);
-        s->label_to_expert[i] = usable ? (int)expert_index(ex) : -1;
-        s->label_allowed[i] = usable || strcmp(label, "general") == 0;
-    }
-}
-
-/* The configured head; without one, the store's if it has one. */
-static enum err_code open_router(struct server *s, struct err *e)
-{
-    char *path = s->conf->router_head[0] != 0 ? mem_strdup(s->conf->router_head)
-                                              : mem_format("%s/router.head", s->conf->store_path);
-    enum err_code code = ERR_OK;
-    if (s->conf->router_head[0] != 0 || access(path, R_OK) == 0)
-        code = router_head_open(path, &s->head, e);
-    free(path);
-    if (code == ERR_OK && s->head != NULL)
-        map_labels(s);
-    return code;
-}
-
 /* ---- open and close ------------------------------------------------------------------------- */
 
 static enum err_code open_stack(struct server *s, enum memtier_access access, struct err *e)
@@ -404,7 +377,7 @@ static enum err_code open_parts(struct server *s, enum memtier_access access, co
     if (code == ERR_OK)
         code = choose_generalist(s, imported, e);
     if (code == ERR_OK)
-        code = open_router(s, e);
+        code = routing_open(s, e);
     return code == ERR_OK ? open_engine(s, e) : code;
 }
 
@@ -478,8 +451,6 @@ static void close_serving(struct server *s)
         guard_close(&s->guards[i].guard);
     free(s->guards);
     free(s->serving);
-    free(s->label_to_expert);
-    free(s->label_allowed);
 }
 
 void server_close(struct server *s)
@@ -491,7 +462,7 @@ void server_close(struct server *s)
     http_close(&s->http);
     logger_close(&s->log);
     metrics_close(&s->metrics);
-    router_head_close(&s->head);
+    routing_close(s);
     close_serving(s);
     stack_close(&s->stack);
     *s = (struct server){0};

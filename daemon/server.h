@@ -32,6 +32,8 @@ struct server {
     struct rdu_node *node;
     struct experts *experts;
     struct router_head *head;       /* NULL = none loaded */
+    struct routing *routing;        /* daemon/routing.h; NULL = none: the generalist answers */
+    atomic_uint jobs;               /* work off the HTTP threads that a connection waits for */
     int *label_to_expert;           /* [router labels] expert index or -1 */
     bool *label_allowed;            /* [router labels] names an expert, or is the generalist's */
     struct expert *generalist;

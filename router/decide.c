@@ -23,7 +23,8 @@ const char *router_reason_name(enum router_reason r)
         [ROUTER_REASON_NGRAM] = "ngram",     [ROUTER_REASON_ENCODER] = "encoder",
         [ROUTER_REASON_GENERAL] = "general", [ROUTER_REASON_PROTOTYPE] = "prototype",
         [ROUTER_REASON_ABSTAIN] = "abstain", [ROUTER_REASON_EMPTY] = "empty",
-        [ROUTER_REASON_NO_HEAD] = "no_head",
+        [ROUTER_REASON_NO_HEAD] = "no_head", [ROUTER_REASON_RULE] = "rule",
+        [ROUTER_REASON_TOOL] = "tool",
     };
     return (size_t)r < BASE_COUNT(names) ? names[r] : "unknown";
 }

@@ -70,6 +70,8 @@ enum router_reason {
     ROUTER_REASON_ABSTAIN,   /* not sure enough: generalist */
     ROUTER_REASON_EMPTY,     /* nothing to read: generalist */
     ROUTER_REASON_NO_HEAD,   /* no head is loaded: generalist */
+    ROUTER_REASON_RULE,      /* a rule of the configuration named the expert */
+    ROUTER_REASON_TOOL,      /* a tool call is answered: its expert goes on */
 };
 const char *router_reason_name(enum router_reason r); /* "model", "ngram", "abstain", ... */
 

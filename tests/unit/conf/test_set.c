@@ -22,8 +22,9 @@ static void defaults_are_those_of_the_table(void **state)
     assert_string_equal(c.rdu_chip, "sn40l");
     assert_int_equal(c.kv_page_tokens, 32);
     assert_int_equal(c.sched_max_defer_ms, 500);
-    assert_int_equal(c.router_stages_count, 1);
+    assert_int_equal(c.router_stages_count, 2);
     assert_string_equal(c.router_stages[0], "ngram");
+    assert_string_equal(c.router_stages[1], "encoder");
     assert_true(c.log_requests);
     assert_int_equal(conf_validate(&c, NULL), ERR_OK);
     conf_done(&c);

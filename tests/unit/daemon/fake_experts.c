@@ -274,3 +274,58 @@ void sampling_init(struct sampling *s)
 {
     *s = (struct sampling){.temperature = 1, .top_p = 1, .typical_p = 1, .repetition_penalty = 1};
 }
+
+/* ---- sentence encoders: there is none ------------------------------------------------------------ */
+
+enum err_code encoder_open(const struct encoder_options *opt, struct encoder **ret, struct err *e)
+{
+    (void)ret;
+    return err_set(e, ERR_NOT_FOUND, "cannot open the encoder '%s'", opt->path);
+}
+
+void encoder_close(struct encoder **n)
+{
+    *n = NULL;
+}
+
+const char *encoder_name(const struct encoder *n)
+{
+    (void)n;
+    return "";
+}
+
+uint32_t encoder_width(const struct encoder *n)
+{
+    (void)n;
+    return 0;
+}
+
+uint32_t encoder_tokens_max(const struct encoder *n)
+{
+    (void)n;
+    return 0;
+}
+
+uint64_t encoder_id(const struct encoder *n)
+{
+    (void)n;
+    return 0;
+}
+
+const struct tokenizer *encoder_tokenizer(const struct encoder *n)
+{
+    (void)n;
+    return NULL;
+}
+
+enum err_code encoder_encode(struct encoder *n, const struct encoder_text *texts, size_t count,
+                             uint32_t tokens_max, float *ret, uint64_t *ret_tokens, struct err *e)
+{
+    (void)n;
+    (void)texts;
+    (void)count;
+    (void)tokens_max;
+    (void)ret;
+    (void)ret_tokens;
+    return err_set(e, ERR_INTERNAL, "there is no encoder");
+}
