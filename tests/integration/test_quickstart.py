@@ -29,7 +29,7 @@ def free_port():
 
 def arguments(folder, port, *more):
     model = os.environ.get("SWITCHYARD_MODEL")
-    return [str(QUICKSTART), "--dir", str(folder), "--port", str(port), *more,
+    return [str(QUICKSTART), "--dir", str(folder), "--port", str(port), "--encoder", "none", *more,
             *(["--model", model] if model else [])]
 
 
