@@ -31,7 +31,7 @@ static bool take_entry(struct batch_journal *j, struct batch_plan *p, const char
     int head = 0;
     char state[8];
     if (sscanf(text, "%" SCNu32 " %7s %n", &idx, state, &head) != 2 || head == 0 ||
-        idx >= p->lines_count)
+        (size_t)head >= len || idx >= p->lines_count)
         return false;
     struct batch_entry *entry = &j->entries[idx];
     p->finished_count += !entry->there;

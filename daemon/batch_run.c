@@ -5,6 +5,7 @@
 #include <poll.h>
 #include <stdlib.h>
 
+#include "daemon/engine_order.h"
 #include "daemon/json_out.h"
 
 #define WAIT_MS 500
@@ -82,7 +83,9 @@ static struct batch_group *group_of(struct batch_plan *p, uint32_t at, uint32_t 
     return &p->groups[*hint];
 }
 
-static enum err_code finish_slot(struct run *r, struct slot *s, struct err *e)
+/* `refused`: why the engine did not take it; NULL = it ran. */
+static enum err_code finish_slot(struct run *r, struct slot *s, const struct err *refused,
+                                 struct err *e)
 {
     struct batch_plan *p = r->plan;
     struct batch_line *l = &p->lines[p->order[s->at]];
@@ -90,8 +93,10 @@ static enum err_code finish_slot(struct run *r, struct slot *s, struct err *e)
     struct batch_group *g = group_of(p, s->at, &group_idx);
     struct buf body = {0};
     struct err why = {0};
-    if (api_call_render(s->call, &body, &why) == ERR_OK && body.len > 0 &&
-        body.data[body.len - 1] == '\n')
+    if (refused != NULL)
+        why = *refused;
+    else if (api_call_render(s->call, &body, &why) == ERR_OK && body.len > 0 &&
+             body.data[body.len - 1] == '\n')
         body.len--; /* an answer is one line */
     put_answer(r, l, s->call, &body, &why);
     count_usage(r, s->call, g);
@@ -115,7 +120,7 @@ static enum err_code take_finished(struct run *r, struct err *e)
     ring_drain_fd(r->finished);
     while (code == ERR_OK && (s = ring_pop(r->finished)) != NULL)
         if (s->call != NULL && api_call_done(s->call))
-            code = finish_slot(r, s, e);
+            code = finish_slot(r, s, NULL, e);
     return code;
 }
 
@@ -166,8 +171,7 @@ static enum err_code submit_next(struct run *r, struct slot *s, bool *ret_full, 
         return ERR_OK;
     while (!api_call_idle(s->call))
         poll(NULL, 0, 1);
-    *e = why;
-    return code;
+    return finish_slot(r, s, &why, e);
 }
 
 static enum err_code fill(struct run *r, struct err *e)
@@ -212,6 +216,15 @@ static void cancel_all(struct run *r)
     }
 }
 
+/* A request is DONE a moment before the engine's call of on_notify returns: with an order answered,
+ * it has left all of them, and slots and ring may go. */
+static void wait_for_engine(struct run *r)
+{
+    struct engine_order look = {.kind = ENGINE_ORDER_LOOK};
+    enum err_code code = engine_order_run(r->plan->server->engine, &look, NULL);
+    (void)code; /* an engine that is closing calls nobody */
+}
+
 static enum err_code run_open(struct batch_plan *p, struct batch_journal *j,
                               struct batch_result *result, struct run *ret, struct err *e)
 {
@@ -240,6 +253,7 @@ enum err_code batch_run(struct batch_plan *p, struct batch_journal *j,
     if (code == ERR_OK)
         code = run_all(&r, progress, e);
     cancel_all(&r);
+    wait_for_engine(&r);
     memtier_stats(p->server->memtier, &after);
     ret->measured.segment_loads = after.loads - before.loads;
     ret->measured.bytes = after.load_bytes - before.load_bytes;

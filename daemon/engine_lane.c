@@ -325,6 +325,15 @@ static bool has_room(const struct engine *g, const struct request *r)
     return leaves_room(g, r->expert, kv);
 }
 
+/* An order that waits for room makes none, however long it waits. */
+static bool order_loads(const struct engine *g)
+{
+    for (const struct engine_order *o = g->open_orders; o; o = o->next)
+        if (o->lease)
+            return true;
+    return false;
+}
+
 bool engine_in_flight(struct engine *g)
 {
     struct memtier_stats st;
@@ -335,7 +344,8 @@ bool engine_in_flight(struct engine *g)
         if (g->lanes[i].load)
             return true;
     memtier_stats(g->opt.memtier, &st);
-    return g->warm != NULL || g->open_orders != NULL || st.jobs_out > 0; /* cancelled loads and copies to ddr end by themselves */
+    return g->warm != NULL || order_loads(g) ||
+           st.jobs_out > 0; /* cancelled loads and copies to ddr end by themselves */
 }
 
 /* In order: a large request at the head is not overtaken for ever by small ones behind it; and nobody comes in

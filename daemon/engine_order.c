@@ -164,7 +164,8 @@ static bool begin_load(struct engine *g, struct engine_order *o)
         o->error = (struct err){0};
         return true;
     }
-    if (code == ERR_BUSY && clock_ns() - o->start_ns < o->patience_ns)
+    bool patient = clock_ns() - o->start_ns < o->patience_ns && !atomic_load(&g->draining);
+    if (code == ERR_BUSY && patient)
         return true;
     if (o->held)
         hold(g, o->expert, o->held = false);

@@ -239,7 +239,9 @@ size_t sequence_fork(struct sequence *s, const struct sequence *from)
         kv_page_ref(s->owner->kv, from->kv[s->named]);
         push_page(s, from->kv[s->named]);
         s->run_count += page_tokens;
-        if (s->cache)
+        if (s->cache && s->kv[s->named]->count == 0) /* a scored prompt's pages have no names */
+            name_page(s, page_tokens);
+        else if (s->cache)
             s->chain = s->kv[s->named]->name;
     }
     if (n % page_tokens > 0)

@@ -109,6 +109,18 @@ def test_a_bad_line_is_kept_apart_with_its_reason(store, tmp_path, line, param, 
     assert bad["response"]["body"]["error"]["param"] == param
 
 
+def test_a_line_that_the_engine_refuses_fails_alone(store, tmp_path):
+    config = tmp_path / "c.yaml"
+    config.write_text(f"store:\n  path: {store}\nsched:\n  max_sequences: 2\n")
+    source = write(tmp_path / "in.jsonl", [request(i, MODELS[0], n=3 if i == 1 else 1) for i in range(4)])
+    code, _, err = command(tmp_path, "batch", source, tmp_path / "out.jsonl", "--config", config)
+    assert code == 0, err
+    assert [a["custom_id"] for a in read(tmp_path / "out.jsonl")] == ["r0", "r2", "r3"]
+    bad, = read(tmp_path / "out.jsonl.errors")
+    assert (bad["custom_id"], bad["response"]["status_code"]) == ("r1", 400)
+    assert bad["response"]["body"]["error"]["param"] == "n"
+
+
 def test_a_bare_body_is_a_request(store, tmp_path):
     source = write(tmp_path / "in.jsonl", [request(0, MODELS[0])["body"]])
     code, _, err = batch(tmp_path, store, source, tmp_path / "out.jsonl")

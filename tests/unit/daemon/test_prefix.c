@@ -1,5 +1,6 @@
 /* KV pages between requests: what is computed once, what is found again, and that giving pages back
  * is seen in nobody's tokens. */
+#include "daemon/engine_order.h"
 #include "tests/unit/daemon/engine_rig.h"
 
 #include <errno.h>
@@ -224,14 +225,79 @@ static void a_conversation_comes_back_from_disk(void **state)
     rig_close(&r);
 }
 
+/* The first choice of a scored prompt runs all of it and names no page; the others do. Two such
+ * prompts that differ in their first page only must not find each other's second one. */
+static void choices_of_a_scored_prompt_leave_no_page_under_a_wrong_name(void **state)
+{
+    enum { PAGE = 32 };
+    struct rig r;
+    rig_open(&r, &(struct rig_options){0});
+    for (uint32_t no = 0; no < 3; no++) {
+        struct request *scored = ask(&r, "llama", 2 * PAGE, 20),
+                       *plain = ask(&r, "llama", 2 * PAGE, 20);
+        for (uint32_t i = 0; i < PAGE; i++)
+            scored->prompt.ids[i] = plain->prompt.ids[i] = (int32_t)(3 + (no * 53 + i * 11) % 450);
+        scored->choices_count = 2;
+        scored->want_logprobs = plain->want_logprobs = scored->score_prompt = true;
+        scored->logprobs = plain->logprobs = 255;
+        plain->cache_prompt = false;
+        wait_state(run(&r, plain), REQUEST_DONE);
+        wait_state(run(&r, scored), REQUEST_DONE);
+        for (uint32_t c = 0; c < 2; c++)
+            for (uint32_t i = 0; i < 20; i++)
+                assert_float_equal(scored->choice[c].events[i].logprob,
+                                   plain->choice[0].events[i].logprob, 0);
+        request_unref(&scored);
+        request_unref(&plain);
+    }
+    rig_close(&r);
+}
+
+static void loaded(struct engine_order *o)
+{
+    atomic_store((atomic_bool *)o->ctx, true);
+}
+
+/* An order that finds no room between the pages of all waits for it; the requests go on without
+ * waiting for the order. */
+static void an_order_that_waits_for_room_keeps_nobody_from_giving_pages_back(void **state)
+{
+    enum { N = 6 };
+    struct request *q[N];
+    struct rig r;
+    atomic_bool done = false;
+    rig_open(&r, &(struct rig_options){.hbm = footprint("llama", 13 * 32)});
+    struct engine_order o = {.kind = ENGINE_ORDER_LOAD,
+                             .expert = expert(&r, "psalms"),
+                             .patience_ns = 1000000000000ull,
+                             .done = loaded,
+                             .ctx = &done};
+    for (uint32_t i = 0; i < N; i++)
+        q[i] = run(&r, ask_after(&r, "llama", 20, 15 + i, i, 180));
+    /* Three run and have all pages but one, which is less than the adapter takes; before they end
+     * they need twice as many. */
+    wait_tokens(q[0], 68);
+    engine_order_submit(r.engine, &o);
+    for (uint32_t i = 0; i < N; i++)
+        ends(q[i], REQUEST_FINISH_LENGTH);
+    assert_true(stats_of(&r).preemptions > 0);
+    for (uint64_t end = clock_ns() + 60000000000ull; !atomic_load(&done) && clock_ns() < end;)
+        nap();
+    assert_true(atomic_load(&done));
+    assert_int_equal(o.error.code, ERR_OK);
+    rig_close(&r);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_shared_beginning_is_prefilled_once),
         cmocka_unit_test(the_next_turn_begins_where_the_last_one_ended),
         cmocka_unit_test(choices_share_the_pages_of_their_prompt),
+        cmocka_unit_test(choices_of_a_scored_prompt_leave_no_page_under_a_wrong_name),
         cmocka_unit_test(tokens_are_the_same_with_too_few_pages),
         cmocka_unit_test(a_conversation_comes_back_from_disk),
+        cmocka_unit_test(an_order_that_waits_for_room_keeps_nobody_from_giving_pages_back),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
