@@ -119,12 +119,13 @@ struct entry {
     uint32_t top_count, offset;
 };
 
-/* A piece of a character is written as its bytes, so that every token has a text of its own. */
+/* A piece of a character is written as its bytes, so that every token has a text of its own; so is
+ * NUL, which not every reader takes in a name. */
 static void put_token_text(const struct api_call *c, int32_t id, struct buf *out)
 {
     size_t len = 0;
     const char *bytes = id >= 0 ? token_bytes(c, id, &len) : "";
-    if (utf8_valid(bytes, len)) {
+    if (utf8_valid(bytes, len) && memchr(bytes, 0, len) == NULL) {
         json_put_text(out, bytes, len);
         return;
     }

@@ -8,7 +8,7 @@ bool schema_is_annotation(const char *key)
 {
     static const char *const known[] = {
         "title", "description", "default", "examples", "example", "$schema", "$id", "id", "$comment", "$defs",
-        "definitions", "deprecated", "readOnly", "writeOnly", "contentEncoding", "contentMediaType"};
+        "definitions", "discriminator", "deprecated", "readOnly", "writeOnly", "contentEncoding", "contentMediaType"};
     for (size_t i = 0; i < BASE_COUNT(known); i++)
         if (strcmp(key, known[i]) == 0)
             return true;

@@ -296,6 +296,21 @@ static enum err_code emit_any(struct schema *s, json_t *schema, const char *key,
     return ERR_OK;
 }
 
+/* Branches that one value could meet are refused by name: see grammar_oneof.c. */
+static enum err_code emit_one(struct schema *s, json_t *schema, uint32_t *ret)
+{
+    json_t *list = json_object_get(schema, "oneOf");
+    enum err_code code = emit_any(s, schema, "oneOf", ret);
+    for (size_t i = 0; code == ERR_OK && i < json_array_size(list); i++)
+        for (size_t k = 0; code == ERR_OK && k < i; k++)
+            if (!schema_are_apart(s, json_array_get(list, k), json_array_get(list, i)))
+                code = schema_wrong(s, ERR_UNSUPPORTED, "oneOf",
+                                    "has branches (%zu and %zu) that one value might meet; use anyOf, or "
+                                    "tell them apart by type, by fixed values or by a required member",
+                                    k, i);
+    return code;
+}
+
 static enum err_code emit_nullable(struct schema *s, json_t *schema, uint32_t *ret)
 {
     json_t *rest = rest_of(s, schema, "nullable");
@@ -312,16 +327,14 @@ static enum err_code emit_nullable(struct schema *s, json_t *schema, uint32_t *r
 
 /* ---- types ---------------------------------------------------------------------------------------------------- */
 
-enum json_kind { KIND_OBJECT, KIND_ARRAY, KIND_STRING, KIND_INTEGER, KIND_NUMBER, KIND_BOOLEAN, KIND_NULL,
-                 KINDS };
-static const char *const kind_name[KINDS] = {"object", "array", "string", "integer", "number", "boolean",
+static const char *const kind_name[SCHEMA_KINDS] = {"object", "array", "string", "integer", "number", "boolean",
                                              "null"};
-#define ALL_KINDS ((1U << KINDS) - 1)
+#define ALL_KINDS ((1U << SCHEMA_KINDS) - 1)
 
 static bool add_kind(const json_t *v, unsigned *kinds)
 {
     const char *name = json_string_value(v);
-    for (unsigned i = 0; name != NULL && i < KINDS; i++)
+    for (unsigned i = 0; name != NULL && i < SCHEMA_KINDS; i++)
         if (strcmp(name, kind_name[i]) == 0) {
             *kinds |= 1U << i;
             return true;
@@ -337,11 +350,11 @@ static unsigned implied_kinds(const json_t *schema)
         const char *key;
         unsigned kind;
     } hint[] = {
-        {"properties", KIND_OBJECT}, {"required", KIND_OBJECT}, {"additionalProperties", KIND_OBJECT},
-        {"items", KIND_ARRAY}, {"prefixItems", KIND_ARRAY}, {"minItems", KIND_ARRAY},
-        {"maxItems", KIND_ARRAY}, {"minLength", KIND_STRING}, {"maxLength", KIND_STRING},
-        {"pattern", KIND_STRING}, {"format", KIND_STRING}, {"minimum", KIND_NUMBER},
-        {"maximum", KIND_NUMBER}, {"exclusiveMinimum", KIND_NUMBER}, {"exclusiveMaximum", KIND_NUMBER},
+        {"properties", SCHEMA_OBJECT}, {"required", SCHEMA_OBJECT}, {"additionalProperties", SCHEMA_OBJECT},
+        {"items", SCHEMA_ARRAY}, {"prefixItems", SCHEMA_ARRAY}, {"minItems", SCHEMA_ARRAY},
+        {"maxItems", SCHEMA_ARRAY}, {"minLength", SCHEMA_STRING}, {"maxLength", SCHEMA_STRING},
+        {"pattern", SCHEMA_STRING}, {"format", SCHEMA_STRING}, {"minimum", SCHEMA_NUMBER},
+        {"maximum", SCHEMA_NUMBER}, {"exclusiveMinimum", SCHEMA_NUMBER}, {"exclusiveMaximum", SCHEMA_NUMBER},
     };
     unsigned kinds = 0;
     for (size_t i = 0; i < BASE_COUNT(hint); i++)
@@ -372,21 +385,51 @@ static enum err_code read_kinds(struct schema *s, const json_t *schema, unsigned
     return ERR_OK;
 }
 
+unsigned schema_valid_kinds(const json_t *schema)
+{
+    const json_t *type = json_object_get(schema, "type");
+    unsigned kinds = json_is_true(json_object_get(schema, "nullable")) ? 1U << SCHEMA_NULL : 0;
+    bool ok = type != NULL;
+    if (json_is_array(type)) {
+        for (size_t i = 0; i < json_array_size(type); i++)
+            ok &= add_kind(json_array_get(type, i), &kinds);
+    } else {
+        ok = ok && add_kind(type, &kinds);
+    }
+    if (kinds & 1U << SCHEMA_NUMBER)
+        kinds |= 1U << SCHEMA_INTEGER;
+    return ok ? kinds : ALL_KINDS;
+}
+
+unsigned schema_made_kinds(const json_t *schema)
+{
+    static const char *const inside[] = {"anyOf", "oneOf", "allOf"};
+    for (size_t i = 0; i < BASE_COUNT(inside); i++)
+        if (json_object_get(schema, inside[i]) != NULL)
+            return schema_valid_kinds(schema);
+    if (json_object_get(schema, "type") != NULL)
+        return schema_valid_kinds(schema);
+    unsigned kinds = implied_kinds(schema);
+    if (json_is_true(json_object_get(schema, "nullable")))
+        kinds |= 1U << SCHEMA_NULL;
+    return kinds & 1U << SCHEMA_NUMBER ? kinds | 1U << SCHEMA_INTEGER : kinds;
+}
+
 static enum err_code emit_kind(struct schema *s, json_t *schema, unsigned kind, uint32_t *ret)
 {
     struct gbuild *b = &s->build;
     uint32_t end = GNODE_IDX_END;
-    switch ((enum json_kind)kind) {
-    case KIND_OBJECT:
+    switch ((enum schema_kind)kind) {
+    case SCHEMA_OBJECT:
         return schema_object(s, schema, end, ret);
-    case KIND_ARRAY:
+    case SCHEMA_ARRAY:
         return schema_array(s, schema, end, ret);
-    case KIND_STRING:
+    case SCHEMA_STRING:
         return schema_string(s, schema, end, ret);
-    case KIND_INTEGER:
-    case KIND_NUMBER:
-        return schema_number(s, schema, kind == KIND_INTEGER, end, ret);
-    case KIND_BOOLEAN:
+    case SCHEMA_INTEGER:
+    case SCHEMA_NUMBER:
+        return schema_number(s, schema, kind == SCHEMA_INTEGER, end, ret);
+    case SCHEMA_BOOLEAN:
         *ret = gb_split(b, gb_text(b, "true", 4, end), gb_text(b, "false", 5, end));
         return ERR_OK;
     default:
@@ -398,9 +441,9 @@ static enum err_code emit_kind(struct schema *s, json_t *schema, unsigned kind, 
 static enum err_code emit_kinds(struct schema *s, json_t *schema, unsigned kinds, uint32_t *ret)
 {
     uint32_t out = GNODE_IDX_FAIL;
-    if (kinds & 1U << KIND_NUMBER)
-        kinds &= ~(1U << KIND_INTEGER);
-    for (unsigned i = 0; i < KINDS; i++) {
+    if (kinds & 1U << SCHEMA_NUMBER)
+        kinds &= ~(1U << SCHEMA_INTEGER);
+    for (unsigned i = 0; i < SCHEMA_KINDS; i++) {
         uint32_t one = GNODE_IDX_FAIL;
         if (!(kinds & 1U << i))
             continue;
@@ -415,22 +458,22 @@ static enum err_code emit_kinds(struct schema *s, json_t *schema, unsigned kinds
 
 /* ---- enum and const --------------------------------------------------------------------------------------------- */
 
-static bool value_is(const json_t *v, unsigned kinds)
+bool schema_value_is(const json_t *v, unsigned kinds)
 {
-    unsigned kind = KIND_NULL;
+    unsigned kind = SCHEMA_NULL;
     if (json_is_object(v))
-        kind = KIND_OBJECT;
+        kind = SCHEMA_OBJECT;
     else if (json_is_array(v))
-        kind = KIND_ARRAY;
+        kind = SCHEMA_ARRAY;
     else if (json_is_string(v))
-        kind = KIND_STRING;
+        kind = SCHEMA_STRING;
     else if (json_is_boolean(v))
-        kind = KIND_BOOLEAN;
+        kind = SCHEMA_BOOLEAN;
     else if (json_is_number(v))
-        kind = KIND_NUMBER;
+        kind = SCHEMA_NUMBER;
     double number = json_number_value(v);
     bool whole = json_is_integer(v) || (number > -1e18 && number < 1e18 && number == (double)(int64_t)number);
-    return (kinds & 1U << kind) != 0 || (kind == KIND_NUMBER && whole && (kinds & 1U << KIND_INTEGER));
+    return (kinds & 1U << kind) != 0 || (kind == SCHEMA_NUMBER && whole && (kinds & 1U << SCHEMA_INTEGER));
 }
 
 static void add_value(struct gbuild *b, const json_t *v, uint32_t *out)
@@ -461,11 +504,11 @@ static enum err_code emit_values(struct schema *s, json_t *schema, uint32_t *ret
     if (list != NULL && !json_is_array(list))
         return schema_wrong(s, ERR_INVALID, "enum", "must be a list of values");
     uint32_t out = GNODE_IDX_FAIL;
-    if (list == NULL && value_is(only, kinds))
+    if (list == NULL && schema_value_is(only, kinds))
         add_value(&s->build, only, &out);
     for (size_t i = 0; i < json_array_size(list); i++) {
         v = json_array_get(list, i);
-        if (value_is(v, kinds) && (only == NULL || json_equal(only, v)))
+        if (schema_value_is(v, kinds) && (only == NULL || json_equal(only, v)))
             add_value(&s->build, v, &out);
     }
     *ret = out;
@@ -493,7 +536,7 @@ static enum err_code emit(struct schema *s, json_t *schema, uint32_t *ret)
     if (json_object_get(schema, "anyOf") != NULL)
         return emit_any(s, schema, "anyOf", ret);
     if (json_object_get(schema, "oneOf") != NULL)
-        return emit_any(s, schema, "oneOf", ret);
+        return emit_one(s, schema, ret);
     if (json_object_get(schema, "enum") != NULL || json_object_get(schema, "const") != NULL)
         return emit_values(s, schema, ret);
     code = read_kinds(s, schema, &kinds);

@@ -43,6 +43,16 @@ enum err_code schema_count(struct schema *s, const json_t *schema, const char *k
 /* The schema with its $ref, and that one's, put in place. */
 enum err_code schema_inline(struct schema *s, json_t *schema, json_t **ret) BASE_NODISCARD;
 
+/* Types as bits; where numbers may be, so may integers. */
+enum schema_kind { SCHEMA_OBJECT, SCHEMA_ARRAY, SCHEMA_STRING, SCHEMA_INTEGER, SCHEMA_NUMBER, SCHEMA_BOOLEAN,
+                   SCHEMA_NULL, SCHEMA_KINDS };
+bool schema_value_is(const json_t *v, unsigned kinds);
+unsigned schema_valid_kinds(const json_t *schema); /* of values that may be valid under it */
+unsigned schema_made_kinds(const json_t *schema);  /* of values that its rule may generate */
+
+/* grammar_oneof.c: nothing that one's rule generates is valid under the other. */
+bool schema_are_apart(struct schema *s, json_t *a, json_t *b);
+
 /* grammar_types.c: what one type of value may be. */
 enum err_code schema_string(struct schema *s, json_t *schema, uint32_t next, uint32_t *ret) BASE_NODISCARD;
 enum err_code schema_number(struct schema *s, json_t *schema, bool whole, uint32_t next, uint32_t *ret)

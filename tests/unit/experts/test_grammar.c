@@ -109,6 +109,15 @@ static void schemas_accept_and_refuse(void **state)
         {"{\"anyOf\":[{\"type\":\"integer\"},{\"type\":\"array\",\"items\":{\"$ref\":\"#\"}}]}",
          {"+1", "+[1,[2,[]]]", "-\"a\"", "-[\"a\"]", "-[[1]"}},
         {"{\"oneOf\":[{\"type\":\"null\"},{\"const\":3}]}", {"+null", "+3", "-4"}},
+        {"{\"oneOf\":[{\"type\":\"integer\",\"maximum\":3,\"minimum\":2},{\"type\":\"number\",\"enum\":[4.5]}]}",
+         {"+3", "+4.5", "-4"}},
+        {"{\"oneOf\":[{\"type\":\"object\",\"properties\":{\"a\":{\"type\":\"null\"}},\"required\":[\"a\"]},"
+         "{\"type\":\"object\",\"properties\":{\"b\":{\"type\":\"null\"}},\"required\":[\"b\"]}]}",
+         {"+{\"a\":null}", "+{\"b\":null}", "-{}"}},
+        {"{\"oneOf\":[{\"type\":\"object\",\"properties\":{\"k\":{\"const\":\"x\"},\"n\":{\"type\":\"null\"}},"
+         "\"required\":[\"k\"]},{\"type\":\"object\",\"properties\":{\"k\":{\"enum\":[\"y\"]}},\"required\":[\"k\"]}],"
+         "\"discriminator\":{}}",
+         {"+{\"k\":\"x\"}", "+{\"k\":\"y\"}", "-{\"k\":\"z\"}"}},
         {"{\"allOf\":[{\"type\":[\"integer\",\"string\"]},{\"type\":\"number\",\"minimum\":3},{\"maximum\":5}]}",
          {"-2", "+3", "+5", "-6", "-\"a\""}},
         {"{\"allOf\":[{\"$ref\":\"#/$defs/a\"},{\"$ref\":\"#/$defs/b\"}],\"$defs\":{\"a\":{\"properties\":{\"x\":{\"type\":\"integer\"}},"
@@ -179,6 +188,13 @@ static void wrong_schemas_are_named(void **state)
         {"{\"items\":{\"uniqueItems\":true}}", "schema.items.uniqueItems", ERR_UNSUPPORTED},
         {"{\"type\":\"integer\",\"multipleOf\":3}", "schema.multipleOf", ERR_UNSUPPORTED},
         {"{\"type\":\"thing\"}", "schema.type", ERR_INVALID},
+        {"{\"oneOf\":[{\"type\":\"integer\"},{\"type\":\"number\"}]}", "schema.oneOf", ERR_UNSUPPORTED},
+        {"{\"oneOf\":[{\"const\":3},{\"const\":3.0}]}", "schema.oneOf", ERR_UNSUPPORTED},
+        {"{\"oneOf\":[{\"type\":\"string\",\"maxLength\":3},{\"type\":\"string\",\"minLength\":3}]}",
+         "schema.oneOf", ERR_UNSUPPORTED},
+        {"{\"items\":{\"oneOf\":[{\"type\":\"object\",\"properties\":{\"a\":{}}},{\"type\":\"object\","
+         "\"properties\":{\"b\":{}},\"required\":[\"b\"]}]}}",
+         NULL, ERR_UNSUPPORTED},
         {"{\"type\":\"string\",\"maxLength\":-1}", "schema.maxLength", ERR_INVALID},
         {"{\"type\":\"integer\",\"minimum\":\"3\"}", "schema.minimum", ERR_INVALID},
         {"{\"type\":\"integer\",\"minimum\":3,\"maximum\":2}", "schema", ERR_INVALID},
@@ -365,6 +381,39 @@ static void tables_may_fill_up(void **state)
     grammar_unref(&g);
 }
 
+/* The shortest rest is what it says, and towards a limit only tokens come that leave it in reach. */
+static void an_answer_can_be_brought_to_its_end(void **state)
+{
+    struct tokenizer *t = tiny_tokenizer();
+    struct grammar_vocab *v = grammar_vocab_open(t);
+    struct grammar *g = schema("{\"type\":\"object\",\"properties\":{\"a\":{\"type\":\"string\"},\"b\":"
+                               "{\"type\":\"array\",\"items\":{\"type\":\"integer\"}}},\"required\":[\"a\",\"b\"]}");
+    for (uint32_t limit = 4; limit < 40; limit++) {
+        struct grammar_state *s = grammar_state_open(g, v);
+        struct rng r;
+        uint32_t left = limit;
+        rng_init(&r, limit);
+        assert_int_equal(grammar_state_bytes(s, grammar_state_now(s)), strlen("{\"a\":\"\",\"b\":[]}"));
+        for (; left > 0 && !grammar_complete(s); left--) {
+            uint32_t count, at;
+            const uint32_t *bits = grammar_mask_within(s, left > 1 ? left - 1 : 0, &count);
+            assert_true(count > 0);
+            at = (uint32_t)(rng_f64(&r) * count);
+            for (int32_t id = 0;; id++)
+                if ((bits[id / 32] >> (id % 32) & 1) != 0 && at-- == 0) {
+                    assert_true(grammar_accept(s, id));
+                    break;
+                }
+        }
+        /* As many tokens as the shortest text has bytes are always enough. */
+        assert_true(grammar_complete(s) || limit < strlen("{\"a\":\"\",\"b\":[]}"));
+        grammar_state_close(&s);
+    }
+    grammar_unref(&g);
+    grammar_vocab_close(&v);
+    tokenizer_close(&t);
+}
+
 /* Text of all sorts must be refused or compiled, never crash; most of it is nearly right. */
 static void mutated_texts_are_survived(void **state)
 {
@@ -440,6 +489,7 @@ int main(void)
         cmocka_unit_test(gbnf_accepts_and_refuses),
         cmocka_unit_test(wrong_schemas_are_named),
         cmocka_unit_test(wrong_gbnf_is_named),
+        cmocka_unit_test(an_answer_can_be_brought_to_its_end),
         cmocka_unit_test(masks_equal_brute_force),
         cmocka_unit_test(depth_ends_in_no_blind_alley),
         cmocka_unit_test(tables_may_fill_up),
