@@ -91,7 +91,7 @@ static int verb_text(int argc, char **argv)
     const struct cli_spec spec = {
         "route", "\"TEXT\"",
         "Decides which expert would answer a prompt, and says why: scores, confidence and the n-grams that\n"
-        "spoke for it. Other verbs: 'route train', 'route eval', 'route replay'.",
+        "spoke for it. Other verbs: 'route train', 'route eval', 'route replay', 'route sweep'.",
         "  switchyard route \"How many singers are there? Table: singer(id, name)\"\n"
         "  switchyard route train DATA.jsonl -o my.head\n"
         "  switchyard route eval TEST.jsonl --head my.head --json\n",
@@ -344,5 +344,7 @@ int cmd_route(int argc, char **argv)
         return verb_eval(argc - 1, argv + 1);
     if (argc > 1 && strcmp(argv[1], "replay") == 0)
         return cmd_route_replay(argc - 1, argv + 1);
+    if (argc > 1 && strcmp(argv[1], "sweep") == 0)
+        return cmd_route_sweep(argc - 1, argv + 1);
     return verb_text(argc, argv);
 }

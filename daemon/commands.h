@@ -15,7 +15,8 @@ int cmd_experts(int argc, char **argv);
 int cmd_explain(int argc, char **argv);
 int cmd_compile(int argc, char **argv);
 int cmd_route(int argc, char **argv);
-int cmd_route_replay(int argc, char **argv); /* a verb of cmd_route */
+int cmd_route_replay(int argc, char **argv); /* verbs of cmd_route */
+int cmd_route_sweep(int argc, char **argv);
 int cmd_serve(int argc, char **argv);
 int cmd_simulate(int argc, char **argv);
 int cmd_template(int argc, char **argv);

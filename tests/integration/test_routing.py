@@ -273,3 +273,15 @@ def test_eval_measures_each_stage(made):
         report = json.loads(out)
         assert report["accuracy"] > 0.9 and len(report["coverage_curve"]) == 20
         assert share is None or abs(report["encoder_share"] - share) < 1e-9
+
+
+def test_the_sweep_trades_loads_for_score_inside_the_margin(made):
+    (made / "tasks.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows(90, seed=3)))
+    code, out, err = command(made, "route", "sweep", made / "tasks.jsonl", "--head", made / "my.head",
+                             "--tasks", 2, "--room", 2, "--requests", 400)
+    assert code == 0, err
+    lines = [line.split() for line in out.splitlines()[2:]]
+    plain, last = lines[0], lines[-1]
+    assert plain[0] == "0.00" and plain[-2:] == ["0", "0"]
+    assert float(last[2]) < float(plain[2]) and int(last[-2]) > 0
+    assert all(line[-1] == "0" for line in lines)
