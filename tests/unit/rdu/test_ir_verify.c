@@ -492,8 +492,7 @@ static void unknown_levels_are_refused(void **state)
         struct rdu_program_options o;
         enum err_code code;
         const char *why;
-    } bad[] = {{{RDU_EXEC_NATIVE, 8}, ERR_UNSUPPORTED, "use fused"},
-               {{(enum rdu_exec)17, 8}, ERR_INVALID, "does not exist"},
+    } bad[] = {{{(enum rdu_exec)17, 8}, ERR_INVALID, "does not exist"},
                {{RDU_EXEC_FUSED, 0}, ERR_INVALID, "1 to 16"},
                {{RDU_EXEC_FUSED, 17}, ERR_INVALID, "1 to 16"}};
     for (size_t i = 0; i < BASE_COUNT(bad); i++) {
