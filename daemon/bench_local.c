@@ -374,6 +374,7 @@ static enum err_code first_token(struct local *l, struct expert *ex,
     memcpy(r->prompt.ids, prompt->ids, prompt->count * sizeof(*prompt->ids));
     r->prompt.count = prompt->count;
     r->sampling.temperature = 0;
+    r->cache_prompt = false; /* the resident pair computes what the switch computed */
     r->max_tokens = (uint32_t)l->b->tokens;
     r->notify = on_event;
     r->owner = &done;
