@@ -48,7 +48,7 @@ struct engine_stats {
         requests_failed;
     uint64_t switches[4];      /* by enum memtier_tier origin: steps whose expert differs from the last */
     uint64_t tokens_drafted, tokens_accepted; /* guessed ahead, and right */
-    uint64_t prefix_tokens_reused, preemptions, node_ns;
+    uint64_t prefix_tokens_reused, preemptions, node_ns, node_load_ns;
     uint32_t running, queued, loading; /* loading: running ones that wait for weights */
     uint64_t expired;          /* experts that left hbm because their time to live had passed */
     uint64_t turns_foretold, turns_right; /* next experts of conversations: see markov.h */

@@ -415,6 +415,7 @@ static void note_step(struct engine *g, const struct step_stats *st, uint64_t de
     g->stats.tokens_drafted += st->drafted;
     g->stats.tokens_accepted += st->accepted;
     g->stats.node_ns += st->node_ns;
+    g->stats.node_load_ns += st->node_load_ns;
     hist_add(&g->stats.step_hist, clock_ns() - decided_ns);
     rdu_node_stats(g->opt.node, &g->stats.rdu);
     g->stats.base_reads = g->stats.rdu.base_reads;

@@ -114,10 +114,18 @@ static enum err_code open_experts(const struct conf *c, struct stack *s, enum ex
         .kv_type = kv,
         .kv_page_tokens = c->kv_page_tokens,
         .native = s->native,
+        .chip = s->chip,
         .max_step_items = sequences,
         .max_step_tokens =
             c->sched_prefill_chunk + sequences + ENGINE_DRAFT_LANES * SEQUENCE_DRAFT_MAX};
     return experts_open(&x, &s->experts, e);
+}
+
+static enum err_code open_chip(const struct conf *c, struct stack *s, struct err *e)
+{
+    s->chip = mem_alloc(sizeof(*s->chip));
+    enum err_code code = rdu_chip_load(c->rdu_chip, s->chip, e);
+    return code == ERR_OK ? code : err_wrap(e, "rdu.chip");
 }
 
 static char *cache_path(const struct conf *c)
@@ -156,6 +164,8 @@ enum err_code stack_open(const struct conf *c, enum memtier_access access, struc
     if (code == ERR_OK)
         code = open_node(c, &s, e);
     if (code == ERR_OK)
+        code = open_chip(c, &s, e);
+    if (code == ERR_OK)
         open_native(c, &s);
     if (code == ERR_OK)
         code = open_experts(c, &s, kv, e);
@@ -181,6 +191,8 @@ void stack_close(struct stack *s)
     rdu_native_close(&s->native); /* first: it fills programs that the experts own */
     experts_close(&s->experts);
     rdu_node_close(&s->node);
+    free(s->chip);
+    s->chip = NULL;
     memtier_close(&s->memtier);
     memtier_store_close(&s->store);
     if (s->temporary)

@@ -11,6 +11,7 @@ struct stack {
     struct memtier *memtier;
     struct rdu_node *node;
     struct experts *experts;
+    struct rdu_chip *chip;     /* rdu.chip, for node time */
     struct rdu_native *native; /* NULL unless rdu.exec is native */
     struct err native_said;    /* why it is not there although it should be */
     uint64_t hbm_bytes;     /* as resolved */

@@ -299,6 +299,7 @@ struct experts_options {
     uint32_t max_step_tokens; /* tokens of one step over all its items; 0 = 512 */
     uint32_t max_step_items;  /* sequences of one step; 0 = 32 */
     uint32_t max_steps;       /* steps open at once (one runs, others wait for loads); 0 = 4 */
+    const struct rdu_chip *chip; /* for node time; borrowed, NULL = none is kept */
     struct rdu_native *native; /* compiles the programs of exec native; NULL = they stay fused */
 };
 /* Open every expert of the store: headers, tokenizers and templates (shared by hash), programs by
@@ -409,7 +410,8 @@ enum step_state {
 struct step_stats {
     uint64_t load_wait_ns;    /* from open to the last segment resident */
     uint64_t run_ns;          /* host time inside rdu_node_run */
-    uint64_t node_ns;         /* node time charged, 0 if the chip has no model */
+    uint64_t node_ns;         /* node time charged, 0 without a chip: the sum of the next two */
+    uint64_t node_run_ns, node_load_ns;
     uint64_t load_bytes;      /* brought in for this step */
     enum memtier_tier origin; /* where the slowest part came from: HBM = all resident */
     uint32_t tokens, sequences, adapters;

@@ -173,6 +173,8 @@ static enum err_code base_open(struct experts *x, const char *set_name, struct b
         code = program_for(x, &b->set->shape, &b->program, e);
     if (code == ERR_OK)
         code = bind_slots(b, e);
+    if (code == ERR_OK && x->opt.chip)
+        node_time_base(b, x->opt.chip, x->opt.exec);
     if (code != ERR_OK) {
         base_free(b);
         return code;

@@ -41,6 +41,9 @@ struct base {
     const void ***chunks;            /* [global slots] run addresses, NULL if whole */
     const void **seg_address;        /* [segments] as of the last refresh */
     uint32_t *window;                /* [n_layers] or NULL */
+    struct rdu_shape node_shape;     /* for node time */
+    struct rdu_pass_plan node_plan;  /* chip NULL = none is kept */
+    bool node_unfused;
     struct base *next;
 };
 
@@ -130,6 +133,12 @@ enum rdu_kv_type kv_type_of(enum expert_kv_type type);
 enum err_code sequence_grow(struct sequence *s, uint32_t n, struct err *e) BASE_NODISCARD;
 /* n more tokens have been run. */
 void sequence_advance(struct sequence *s, uint32_t n);
+
+/* node_time.c: what the modelled chip would take. `before`: tokens the sequence had run. */
+void node_time_base(struct base *b, const struct rdu_chip *chip, enum rdu_exec exec);
+void node_time_item(struct rdu_pass *p, uint32_t tokens, size_t before, uint32_t outs);
+void node_time_step(const struct base *b, const struct rdu_pass *p, uint64_t load_bytes,
+                    struct step_stats *ret);
 
 /* arch.c: the whole decoder step of a shape as a graph. */
 enum err_code arch_build(const struct model_shape *m, enum rdu_numerics numerics,

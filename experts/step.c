@@ -573,6 +573,14 @@ static void finish(struct expert_step *s)
     }
 }
 
+static void charge_node_time(struct expert_step *s)
+{
+    struct rdu_pass pass = {0};
+    for (uint32_t i = 0; i < s->items_count; i++)
+        node_time_item(&pass, s->item_tokens[i], s->seq[i]->run_count, s->out_of_item[i] >= 0);
+    node_time_step(s->base, &pass, s->stats.load_bytes, &s->stats);
+}
+
 enum step_state expert_step_advance(struct expert_step *s, struct err *e)
 {
     const struct experts *x = s->owner;
@@ -591,6 +599,7 @@ enum step_state expert_step_advance(struct expert_step *s, struct err *e)
         return STEP_BLOCKED;
     uint64_t ready_ns = memtier_lease_ready_ns(s->lease);
     s->stats.load_wait_ns = ready_ns > s->opened_ns ? ready_ns - s->opened_ns : 0;
+    charge_node_time(s);
     finish(s);
     return STEP_DONE;
 }
