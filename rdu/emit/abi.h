@@ -47,6 +47,7 @@ struct sy_run {
     sy_mm_q8_fn *const *mm_q8;
     sy_mm_f32_fn *const *mm_f32;
     void (*launch)(void *host, uint32_t launch_idx);
+    void (*count)(void *host, uint32_t launch_idx); /* what a product reads and gathers */
     void (*barrier)(void *host);
 };
 struct sy_unit {

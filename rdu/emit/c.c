@@ -263,7 +263,8 @@ static void plain_or_node(const struct unit *u, const struct rdu_launch *l, uint
     buf_puts(u->out, "if (r->adapted");
     for (uint32_t i = 0; i < l->slots; i++)
         buf_printf(u->out, " || r->weights[%u].chunk", l->slot[i]);
-    buf_printf(u->out, ") {\nr->launch(r->host, %u);\n} else {\n", idx);
+    buf_printf(u->out, ") {\nr->launch(r->host, %u);\n} else {\nr->count(r->host, %u);\n", idx,
+               idx);
 }
 
 static void q8_operand(const struct unit *u, uint32_t id)

@@ -637,6 +637,25 @@ static void native_launch(void *host, uint32_t launch_idx)
     run_launch(r, &r->p->section[r->section].launches[launch_idx], false);
 }
 
+/* The bytes of a product that emitted code multiplies: as mm and run_matmul count them. */
+static void native_count(void *host, uint32_t launch_idx)
+{
+    const struct run *r = host;
+    const struct rdu_launch *l = &r->p->section[r->section].launches[launch_idx];
+    bool gate = l->kernel == RDU_KERNEL_GATE_UP;
+    for (uint32_t i = 0; i < l->slots; i++) {
+        const struct rdu_weight *w = weight_of(r, l->slot[i]);
+        uint32_t from, to, tokens = rows_of(r, l->out[gate ? 0 : i]);
+        shard_groups(r, w->rows, gate, &from, &to);
+        if (from >= to || tokens == 0)
+            continue;
+        r->w->weight_bytes += rdu_pack_bytes(w->type, (size_t)(to - from) * RDU_GROUP, w->cols);
+        if (!gate || i == 0)
+            count_gather(r, BASE_MIN(to * RDU_GROUP, w->rows) - from * RDU_GROUP, tokens,
+                         gate && l->out[1] != RDU_BUF_NONE);
+    }
+}
+
 static void native_barrier(void *host)
 {
     const struct run *r = host;
@@ -671,6 +690,7 @@ static void native_open(struct run *r, struct sy_run *y)
                          .mm_q8 = (sy_mm_q8_fn *const *)r->k->mm_q8,
                          .mm_f32 = (sy_mm_f32_fn *const *)r->k->mm_f32,
                          .launch = native_launch,
+                         .count = native_count,
                          .barrier = native_barrier};
 }
 

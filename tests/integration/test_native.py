@@ -4,9 +4,10 @@ import shutil
 
 import pytest
 
-from conftest import command, model_path
+from conftest import command
 
 TINY = os.path.join(os.environ.get("SWITCHYARD_SHARED", ""), "fixtures/tiny/tiny-llama-q4_1.gguf")
+EXPECTED = " of the breath. The side of him is the skin of the wicked"
 needs_tiny = pytest.mark.skipif(not os.path.exists(TINY), reason="no tiny model here")
 needs_cc = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler here")
 
@@ -33,18 +34,14 @@ def test_compile_says_why_it_cannot(tmp_path):
 
 
 @needs_tiny
-def test_native_answers_as_fused_does_and_node_time_is_told(start):
-    body = {"prompt": "In the beginning", "max_tokens": 24, "temperature": 1, "seed": 3, "x_switchyard": True}
-    texts = []
-    for level in ("fused", "native"):
-        server = start("--model", TINY, "--exec", level)
-        reply = server.post("/v1/completions", body).json
-        texts.append(reply["choices"][0]["text"])
-        assert reply["x_switchyard"]["node_ms"] > 0
-        metrics = server.get("/metrics").text
-        for what in ("run", "load"):
-            value = [line for line in metrics.splitlines()
-                     if line.startswith('switchyard_node_seconds_total{what="%s"}' % what)]
-            assert value and float(value[0].split()[-1]) > 0
-        server.stop()
-    assert texts[0] == texts[1] and len(texts[0]) > 10
+@pytest.mark.parametrize("level", ["fused", "native"])
+def test_every_level_gives_one_text_and_tells_node_time(start, level):
+    server = start("--model", TINY, "--exec", level)
+    reply = server.post("/v1/completions", {"model": "auto", "prompt": "In the beginning", "max_tokens": 24,
+                                            "temperature": 1, "seed": 3, "x_switchyard": True}).json
+    assert reply["choices"][0]["text"] == EXPECTED
+    assert reply["x_switchyard"]["node_ms"] > 0
+    lines = server.get("/metrics").body.decode().splitlines()
+    value = {what: float(line.split()[-1]) for line in lines for what in ("run", "load")
+             if line.startswith('switchyard_node_seconds_total{what="%s"}' % what)}
+    assert value["run"] > 0 and value["load"] >= 0
