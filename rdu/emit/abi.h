@@ -49,6 +49,8 @@ struct sy_run {
     void (*launch)(void *host, uint32_t launch_idx);
     void (*count)(void *host, uint32_t launch_idx); /* what a product reads and gathers */
     void (*barrier)(void *host);
+    void (*ahead)(void *host,
+                  uint32_t launch_idx); /* before each launch: fetch what is read next; or NULL */
 };
 struct sy_unit {
     uint32_t abi;

@@ -416,7 +416,8 @@ static enum err_code section(const struct unit *u)
                      "(void)T;\n(void)O;\n(void)from;\n(void)to;\n");
     for (uint32_t i = 0; i < plan->count && rc == ERR_OK; i++) {
         const struct rdu_launch *l = &plan->launches[i];
-        buf_printf(u->out, "{ /* %u %s */\n", i, rdu_kernel_name(l->kernel));
+        buf_printf(u->out, "{ /* %u %s */\nif (r->ahead)\nr->ahead(r->host, %u);\n", i,
+                   rdu_kernel_name(l->kernel), i);
         rc = launch(u, l, i);
         bool ends = i + 1 == plan->count || writes_x(&plan->launches[i + 1]);
         buf_printf(u->out, "}\nif (r->threads > 1%s)\nr->barrier(r->host);\n",

@@ -595,6 +595,15 @@ static void run_launch(struct run *r, const struct rdu_launch *l, bool broadcast
     }
 }
 
+static void fetch_ahead(struct run *r, const struct rdu_section_plan *plan, uint32_t i,
+                        uint32_t layers_to)
+{
+    bool product = is_matmul(&plan->launches[i]);
+    look_ahead(r, plan, product ? i + 1 : i, layers_to);
+    if (!product && r->a->n_tokens <= NODE_LOCAL_TOKENS)
+        node_ahead_fetch(&r->ahead, AHEAD_START);
+}
+
 static void run_section(struct run *r, enum rdu_section section, uint32_t layer, uint32_t layers_to)
 {
     const struct rdu_section_plan *plan = &r->p->section[section];
@@ -609,9 +618,7 @@ static void run_section(struct run *r, enum rdu_section section, uint32_t layer,
         if (!broadcast)
             for (int o = 0; o < 4; o++)
                 buf_mark(r, l->out[o], false);
-        look_ahead(r, plan, is_matmul(l) ? i + 1 : i, layers_to);
-        if (!is_matmul(l) && r->a->n_tokens <= NODE_LOCAL_TOKENS)
-            node_ahead_fetch(&r->ahead, AHEAD_START);
+        fetch_ahead(r, plan, i, layers_to);
         run_launch(r, l, broadcast);
         /* The exception: the next launch overwrites x in place while slower workers still read it.
          */
@@ -651,15 +658,21 @@ static void native_count(void *host, uint32_t launch_idx)
             continue;
         r->w->weight_bytes += rdu_pack_bytes(w->type, (size_t)(to - from) * RDU_GROUP, w->cols);
         if (!gate || i == 0)
-            count_gather(r, BASE_MIN(to * RDU_GROUP, w->rows) - from * RDU_GROUP, tokens,
-                         gate && l->out[1] != RDU_BUF_NONE);
+            node_count_gather(r, BASE_MIN(to * RDU_GROUP, w->rows) - from * RDU_GROUP, tokens,
+                              gate && l->out[1] != RDU_BUF_NONE);
     }
+}
+
+static void native_ahead(void *host, uint32_t launch_idx)
+{
+    struct run *r = host;
+    fetch_ahead(r, &r->p->section[r->section], launch_idx, r->layers_to);
 }
 
 static void native_barrier(void *host)
 {
-    const struct run *r = host;
-    node_barrier_wait(&r->w->node->barrier, NULL);
+    struct run *r = host;
+    node_barrier_wait(&r->w->node->barrier, &r->ahead);
 }
 
 static bool has_adapters(const struct rdu_args *a)
@@ -691,7 +704,8 @@ static void native_open(struct run *r, struct sy_run *y)
                          .mm_f32 = (sy_mm_f32_fn *const *)r->k->mm_f32,
                          .launch = native_launch,
                          .count = native_count,
-                         .barrier = native_barrier};
+                         .barrier = native_barrier,
+                         .ahead = r->n->solo ? NULL : native_ahead};
 }
 
 static void run_native(struct run *r, struct sy_run *y, enum rdu_section section, uint32_t layer)
@@ -738,6 +752,7 @@ void node_work(struct node_worker *w)
     uint32_t last = r.a->n_layers + 1, layers_to = BASE_MIN(n->stage_to, last) - 1;
     if (n->solo)
         r.threads = 1;
+    r.layers_to = layers_to;
     if (n->unit) {
         work_native(&r, last);
         return;

@@ -12,7 +12,8 @@ struct run {
     const struct rdu_program *p;
     const struct rdu_args *a;
     uint32_t thread_idx, threads, layer;
-    enum rdu_section section; /* native code only */
+    enum rdu_section section; /* native code only, as is the next */
+    uint32_t layers_to;       /* layers of this run end before it */
     bool global_slots;        /* EMBED and HEAD use the global slots */
     bool interpreted;         /* the section has a LOOP launch, which reads the shared arena only */
     uint64_t local_bits[4];   /* buffers whose current content is in this worker's own arena */
