@@ -490,7 +490,7 @@ static void check_adapter_load(struct engine *g, struct lane *l)
     a->load_bytes += memtier_lease_load_bytes(l->load);
     if (a->first_token_ns == 0)
         a->origin = BASE_MAX(a->origin, memtier_lease_origin(l->load));
-    if (l->fetching) /* before they lose the lease's pins */
+    if (l->fetching && !l->parked) /* before they lose the lease's pins; a parked lane takes none */
         engine_note_reused(g, sequence_adopt(l->seq));
     l->fetching = false;
     memtier_release(g->opt.memtier, &l->load);
@@ -515,7 +515,7 @@ void engine_move_adapters(struct engine *g)
         struct lane *l = &g->lanes[i];
         if (l->request == NULL || l->in_step)
             continue;
-        if (l->load == NULL)
+        if (l->load == NULL && !l->parked)
             start_adapter_load(g, l);
         if (l->request && l->load == NULL)
             start_fetch(g, l);

@@ -108,6 +108,12 @@ static enum err_code check_hold(const struct engine *g, const struct expert *ex,
         size_format(st.hbm_budget, text[3], 32));
 }
 
+/* By an order, or as the generalist. */
+static bool is_held(const struct engine *g, const struct expert *ex)
+{
+    return g->memory[expert_index(ex)].held || (g->holding && ex == g->opt.generalist);
+}
+
 static void hold(struct engine *g, const struct expert *ex, bool on)
 {
     size_t count;
@@ -119,6 +125,8 @@ static void hold(struct engine *g, const struct expert *ex, bool on)
             memtier_unhold(g->opt.memtier, segs[i]);
     }
     g->memory[expert_index(ex)].held = on;
+    if (ex == g->opt.generalist)
+        g->holding = on;
 }
 
 /* ---- the kinds
@@ -149,7 +157,7 @@ static bool begin_load(struct engine *g, struct engine_order *o)
     size_t count;
     const uint32_t *segs = expert_segments(o->expert, &count);
     if (o->kind == ENGINE_ORDER_HOLD && !o->held) {
-        if (g->memory[expert_index(o->expert)].held)
+        if (is_held(g, o->expert))
             o->kind = ENGINE_ORDER_LOAD; /* it is: make sure that it is also there */
         else if (check_hold(g, o->expert, &o->error) != ERR_OK)
             return false;
@@ -176,7 +184,7 @@ static void unload(struct engine *g, struct engine_order *o)
 {
     size_t count;
     const uint32_t *segs = own_segments(o->expert, &count);
-    if (g->memory[expert_index(o->expert)].held || o->expert == g->opt.generalist) {
+    if (is_held(g, o->expert)) {
         err_set(&o->error, ERR_BUSY, "'%s' is held in hbm: unhold it first",
                 expert_info(o->expert)->name);
         return;
@@ -212,8 +220,7 @@ static void show_places(struct engine *g)
 {
     for (size_t i = 0; i < experts_count(g->opt.experts); i++) {
         const struct expert *ex = experts_at(g->opt.experts, i);
-        struct engine_place p = {.held = g->memory[i].held ||
-                                         ex == (g->holding ? g->opt.generalist : NULL)};
+        struct engine_place p = {.held = is_held(g, ex)};
         size_t count = 0;
         const uint32_t *segs = expert_ok(ex, NULL) ? own_segments(ex, &count) : NULL;
         for (size_t k = 0; k < count; k++)
@@ -240,7 +247,7 @@ static bool begin_order(struct engine *g, struct engine_order *o)
         unload(g, o);
         break;
     case ENGINE_ORDER_UNHOLD:
-        if (g->memory[expert_index(o->expert)].held)
+        if (is_held(g, o->expert))
             hold(g, o->expert, false);
         break;
     case ENGINE_ORDER_PREFETCH:
@@ -321,7 +328,7 @@ static void expire(struct engine *g, uint64_t now)
     for (size_t i = 0; i < experts_count(g->opt.experts); i++) {
         const struct expert *ex = experts_at(g->opt.experts, i);
         struct engine_memory *x = &g->memory[i];
-        if (x->ttl_ns == 0 || x->held || !expert_ok(ex, NULL))
+        if (x->ttl_ns == 0 || is_held(g, ex) || !expert_ok(ex, NULL))
             continue;
         uint64_t used = x->used_ns;
         for (size_t k = 0; k < experts_count(g->opt.experts) && !expert_info(ex)->is_adapter; k++) {

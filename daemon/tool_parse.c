@@ -378,10 +378,11 @@ void tool_parse_push(struct tool_parse *p, const char *text, size_t len, tool_em
 
 void tool_parse_end(struct tool_parse *p, tool_emit *emit, void *ctx)
 {
-    bool text = p->state == PARSE_START || p->state == PARSE_TEXT || p->state == PARSE_JSON;
-    if (p->state == PARSE_JSON && take_as_calls(p, emit, ctx))
-        return;
-    if (text)
+    if (p->state == PARSE_JSON && !take_as_calls(p, emit, ctx)) {
+        become_text(p, emit, ctx); /* JSON of another kind, and behind it there may be a call */
+        give_arguments(p, emit, ctx);
+    }
+    if (p->state == PARSE_START || p->state == PARSE_TEXT)
         give_held(p, emit, ctx);
     buf_clear(&p->held);
 }

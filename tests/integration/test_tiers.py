@@ -106,6 +106,22 @@ def test_an_expert_is_loaded_held_unloaded_and_each_answer_says_from_where(begin
     assert s.stop() == 0 and not (s.store / "admin.sock").exists()
 
 
+def test_the_generalist_is_held_until_it_is_unheld(begin):
+    s = begin(SWITCHYARD_ROUTER_GENERALIST="m0")
+    assert place(s, "m0")["held"]
+    status, refused = admin(s, "POST", "/admin/experts/m0/unload")
+    assert status == 503 and "unhold" in refused["error"]["message"]
+    assert admin(s, "POST", "/admin/experts/m0/unhold")[0] == 200
+    assert not place(s, "m0")["held"]
+    status, gone = admin(s, "POST", "/admin/experts/m0/unload")
+    assert status == 200 and gone["tier"] == "nvme" and gone["bytes"] > 0
+    assert s.chat(model="m0").status == 200
+    assert admin(s, "POST", "/admin/experts/m0/hold")[0] == 200
+    assert place(s, "m0")["held"] and "hbm" in place(s, "m0")["bytes"]
+    assert admin(s, "POST", "/admin/experts/m0/unhold")[0] == 200
+    assert not place(s, "m0")["held"]
+
+
 def test_with_ddr_what_is_unloaded_comes_back_from_there(begin):
     s = begin("--ddr", "64MiB", SWITCHYARD_ROUTER_GENERALIST="m0")
     size = admin(s, "POST", "/admin/experts/m2/load")[1]["bytes"]

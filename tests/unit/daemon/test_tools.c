@@ -93,6 +93,10 @@ static void calls_in_the_models_form_are_found(void **state)
     check(&tool_form_tags, true, "<tool_call>\n{\"name\": \"f\", \"arguments\": {\"a\": \"x",
           "|f:{\"a\": \"x");
     check(&tool_form_tags, true, "<tool_call>\n{\"name\": \"f", "");
+    check(&tool_form_tags, true,
+          "{\"name\": \"Bob\"} <tool_call>\n{\"name\": \"f\", \"arguments\": {\"a\": "
+          "1}}\n</tool_call>",
+          "{\"name\": \"Bob\"} |f:{\"a\": 1}");
     check(&tool_form_parameters, true, "{\"name\": \"f\", \"parameters\": {\"q\": 1}}",
           "|f:{\"q\": 1}");
     check(&tool_form_parameters, true,
