@@ -74,6 +74,13 @@ X86_INLINE vec column(enum rdu_type type, const struct columns *c, unsigned j, u
     return rdu_has_min(type) ? _mm512_add_ps(v, c->m[j / 4]) : v;
 }
 
+#define FLOAT_FEW_TOKENS 15 /* vectors of two groups go over 8 tokens without a panel */
+
+X86_INLINE vec vec_pair(__m256 a, __m256 b)
+{
+    return _mm512_insertf32x8(_mm512_castps256_ps512(a), b, 1);
+}
+
 #include "rdu/kernels/x86/mm_f32_tmpl.h"
 
 void rdu_x86_mm_f32_avx512(struct rdu_kernels *k)

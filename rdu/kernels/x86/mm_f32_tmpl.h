@@ -4,6 +4,7 @@
  *   vec_fma;
  * - struct columns and open_columns(type, a, b, run, c): one run of 32 columns of the vector's
  *   groups, whose packed blocks are a and b;
+ * - vec_pair(a, b), where VEC_GROUPS is 2: one vector of two groups' rows;
  * - column(type, c, j, k): its column 4 j + k in f32;
  * - PANEL_TOKENS (tile of tokens over a panel).
  *
@@ -22,6 +23,10 @@
 #define TOKENS_BLOCK 64
 #define CHAINS 8     /* multiply-adds in flight without a panel */
 #define FEW_TOKENS 7 /* up to here a panel does not pay */
+#ifndef FLOAT_FEW_TOKENS
+#define FLOAT_FEW_TOKENS FEW_TOKENS /* the same for F32, F16, BF16 */
+#endif
+#define FLOAT_TOKENS 8 /* of their largest tile without a panel */
 #ifndef RUNS_MAX
 #define RUNS_MAX 2 /* quantised runs in flight for one token */
 #endif
@@ -55,6 +60,17 @@ X86_INLINE __m256 load_floats(enum rdu_type type, const uint8_t *p)
 X86_INLINE size_t float_bytes(enum rdu_type type)
 {
     return type == RDU_F32 ? 4 : 2;
+}
+
+/* A column of one vector of rows, whose groups are at a and b. */
+X86_INLINE vec load_rows(enum rdu_type type, const uint8_t *a, const uint8_t *b)
+{
+#if VEC_GROUPS > 1
+    return vec_pair(load_floats(type, a), load_floats(type, b));
+#else
+    (void)b;
+    return load_floats(type, a);
+#endif
 }
 
 /* Raw blocks: all have 256 columns. */
@@ -269,6 +285,47 @@ X86_INLINE void stream_groups(enum rdu_type type, const unsigned T, const struct
         stream(type, 1, T, 8 / T, c, g, token);
 }
 
+/* One vector of rows of float weights times T tokens: as many chains as tokens. */
+X86_INLINE void stream_pairs(enum rdu_type type, const unsigned T, const struct call *c,
+                             uint32_t group_from, uint32_t group_to, uint32_t token)
+{
+    const size_t step = RDU_GROUP * float_bytes(type);
+    for (uint32_t g = group_from; g < group_to; g += VEC_GROUPS) {
+        const uint8_t *a = c->w + g * c->group_bytes;
+        const uint8_t *b = g + 1 < group_to ? a + c->group_bytes : a;
+        const unsigned groups = BASE_MIN(group_to - g, (uint32_t)VEC_GROUPS);
+        const float *x = c->x + token * c->x_stride;
+        float rows[VEC_ROWS];
+        vec acc[FLOAT_TOKENS];
+        X86_UNROLL
+        for (unsigned t = 0; t < T; t++)
+            acc[t] = vec_zero();
+        for (uint32_t col = 0; col < c->cols; col += RDU_RUN) {
+            const uint32_t to = BASE_MIN(col + RDU_RUN, c->cols);
+            vec p[FLOAT_TOKENS];
+            X86_UNROLL
+            for (unsigned t = 0; t < T; t++)
+                p[t] = vec_zero();
+            for (uint32_t k = col; k < to; k++) {
+                vec row = load_rows(type, a + k * step, b + k * step);
+                X86_UNROLL
+                for (unsigned t = 0; t < T; t++)
+                    p[t] = vec_fma(row, vec_set1(x[t * c->x_stride + k]), p[t]);
+            }
+            X86_UNROLL
+            for (unsigned t = 0; t < T; t++)
+                acc[t] = vec_add(acc[t], p[t]);
+        }
+        X86_UNROLL
+        for (unsigned t = 0; t < T; t++) {
+            vec_store(rows, acc[t]);
+            for (unsigned i = 0; i < groups; i++)
+                store_group(rows + i * RDU_GROUP,
+                            c->y + (token + t) * c->y_stride + (size_t)(g + i) * RDU_GROUP, c->add);
+        }
+    }
+}
+
 /* S runs from `run` on of one vector of rows of quantised weights times T tokens, onto acc. */
 X86_INLINE void direct_runs(enum rdu_type type, const unsigned T, const unsigned S,
                             const struct call *c, const uint8_t *a, const uint8_t *b, unsigned run,
@@ -364,8 +421,12 @@ X86_INLINE void mm_f32(enum rdu_type type, const void *w, uint32_t cols, uint32_
         .y_stride = y_stride,
         .add = add,
     };
-    if ((type <= RDU_BF16 || rdu_is_interleaved(type)) && n_tokens <= FEW_TOKENS) {
+    if (type <= RDU_BF16 ? n_tokens <= FLOAT_FEW_TOKENS
+                         : rdu_is_interleaved(type) && n_tokens <= FEW_TOKENS) {
         uint32_t t = 0;
+        if (type <= RDU_BF16)
+            for (; t + 8 <= n_tokens; t += 8)
+                stream_pairs(type, 8, &c, group_from, group_to, t);
         for (; t + 4 <= n_tokens; t += 4)
             few_tokens(type, 4, &c, group_from, group_to, t);
         for (; t + 2 <= n_tokens; t += 2)
