@@ -346,6 +346,7 @@ const char *rdu_ablation_name(enum rdu_ablation_work work);
 enum rdu_ablation_way {
     RDU_ABLATION_UNFUSED, /* the blocked interpreter (layer: leaves), one launch per operator */
     RDU_ABLATION_FUSED,
+    RDU_ABLATION_NATIVE,  /* the fused graph as emitted C; only where there is a compiler */
     RDU_ABLATION_HAND,    /* C written for vectors */
     RDU_ABLATION_PLAIN,   /* C as one writes it first */
     RDU_ABLATION_WAYS,

@@ -1,4 +1,5 @@
 /* One workload in all the ways it can be run, behind one handle. */
+#include <dlfcn.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -31,6 +32,8 @@ struct table_work {
     struct scan_graph *graph[2]; /* unfused, fused */
     struct scan_exec *exec[2];
     uint32_t elem;
+    struct emit_object object;
+    scan_native_fn *native[SCAN_ELEMS];
     struct bench_hand hand;
     struct buf report;
     float *column;                    /* of the chain by hand */
@@ -45,6 +48,7 @@ static void table_close(void *work)
         scan_exec_close(&t->exec[i]);
         scan_graph_close(&t->graph[i]);
     }
+    emit_unload(&t->object);
     bench_table_done(&t->table);
     buf_done(&t->report);
     free(t->column);
@@ -57,6 +61,8 @@ static void table_run(void *work, enum rdu_ablation_way way)
     const struct scan_source *c = t->table.source;
     if (way == RDU_ABLATION_UNFUSED || way == RDU_ABLATION_FUSED)
         scan_run(t->exec[way == RDU_ABLATION_FUSED], 1);
+    else if (way == RDU_ABLATION_NATIVE)
+        scan_run_native(t->exec[1], 1, t->native);
     else if (t->sums_count == 0)
         t->hand.chain(c, t->table.n, t->column);
     else if (t->sums_count == 1)
@@ -70,7 +76,7 @@ static const void *table_result(void *work, enum rdu_ablation_way way, size_t *r
 {
     struct table_work *t = work;
     bool by_hand = way == RDU_ABLATION_HAND || way == RDU_ABLATION_PLAIN;
-    const struct scan_exec *x = t->exec[way == RDU_ABLATION_FUSED];
+    const struct scan_exec *x = t->exec[way != RDU_ABLATION_UNFUSED];
     *ret_count = t->sums_count > 0 ? t->sums_count : t->table.n;
     if (t->sums_count > 0)
         return by_hand ? t->sums : scan_sums(x, t->elem);
@@ -79,6 +85,30 @@ static const void *table_result(void *work, enum rdu_ablation_way way, size_t *r
 
 static const struct bench_ways table_ways = {
     .run = table_run, .result = table_result, .close = table_close};
+
+void bench_without_native(struct rdu_ablation *a, const struct err *why)
+{
+    a->has[RDU_ABLATION_NATIVE] = false;
+    buf_printf(&a->report, "  no native code: %s\n", why->msg);
+}
+
+static void make_native(struct table_work *t, struct rdu_ablation *a)
+{
+    struct buf text = {0};
+    struct err e = {0};
+    scan_emit(t->graph[1], t->table.source, &text);
+    enum err_code code = bench_compile(&text, &t->object, &e);
+    for (uint32_t i = 0; code == ERR_OK && i < t->graph[1]->loops; i++) {
+        char name[32];
+        snprintf(name, sizeof(name), "sy_scan_%u", i);
+        t->native[i] = (scan_native_fn *)(uintptr_t)dlsym(t->object.handle, name);
+        if (t->native[i] == NULL)
+            code = err_set(&e, ERR_INTERNAL, "%s is not in the compiled unit", name);
+    }
+    if (code != ERR_OK)
+        bench_without_native(a, &e);
+    buf_done(&text);
+}
 
 static enum err_code table_open(const struct rdu_ablation_spec *spec, struct rdu_ablation *a,
                                 struct err *e)
@@ -102,6 +132,7 @@ static enum err_code table_open(const struct rdu_ablation_spec *spec, struct rdu
     enum err_code code = scan_verify(t->graph[0], e);
     if (code != ERR_OK)
         return code;
+    t->object.fd = -1;
     t->graph[1] = scan_fuse(t->graph[0], &t->report);
     buf_puts(&a->report, t->report.data ? t->report.data : "");
     for (int i = 0; i < 2; i++)
@@ -109,6 +140,7 @@ static enum err_code table_open(const struct rdu_ablation_spec *spec, struct rdu
     buf_printf(&a->report, "  %u loops -> %u; columns between them: %zu -> %zu bytes\n",
                t->graph[0]->loops, t->graph[1]->loops, scan_bytes(t->exec[0]),
                scan_bytes(t->exec[1]));
+    make_native(t, a);
     return ERR_OK;
 }
 
@@ -186,7 +218,7 @@ static size_t first_difference(const struct rdu_ablation *a, const void *want, c
 
 enum err_code rdu_ablation_check(struct rdu_ablation *a, struct err *e)
 {
-    static const char *const name[RDU_ABLATION_WAYS] = {"unfused", "fused", "by hand",
+    static const char *const name[RDU_ABLATION_WAYS] = {"unfused", "fused", "native", "by hand",
                                                         "by plain hand"};
     size_t count = 0, bytes = a->doubles ? sizeof(double) : sizeof(float);
     rdu_ablation_run(a, RDU_ABLATION_UNFUSED);

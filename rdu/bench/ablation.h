@@ -3,6 +3,7 @@
 #define SWITCHYARD_RDU_BENCH_ABLATION_H
 
 #include "rdu/bench/work.h"
+#include "rdu/emit/emit.h"
 
 struct bench_ways {
     void (*run)(void *work, enum rdu_ablation_way way);
@@ -16,6 +17,12 @@ struct rdu_ablation {
     bool has[RDU_ABLATION_WAYS], doubles;
     struct buf report;
 };
+
+/* Blocks for the compiler's run. ERR_UNSUPPORTED: there is none. */
+enum err_code bench_compile(const struct buf *text, struct emit_object *ret,
+                            struct err *e) BASE_NODISCARD;
+/* That there is no native way, and why. Never an error: everything else still runs. */
+void bench_without_native(struct rdu_ablation *a, const struct err *why);
 
 /* Each fills ways, work, has; on failure the handle is closed all the same. */
 enum err_code bench_layer_open(const struct rdu_ablation_spec *spec, struct rdu_ablation *a,

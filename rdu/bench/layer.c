@@ -2,6 +2,7 @@
  * MLP) with Q8_0 weights: one launch per operator or fused, on one thread; weights in rows as files
  * hold them, or interleaved eight by eight as the leaves want them; and the same calls of the same
  * leaves written down by hand. */
+#include <dlfcn.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -22,7 +23,8 @@ static const char *const slot_name[WEIGHTS] = {"attn_q",      "attn_k",    "attn
 
 struct layer_work {
     uint32_t width, heads, kv_heads, ffn, tokens;
-    struct rdu_program *program[2];
+    struct rdu_program *program[3]; /* unfused, fused, native */
+    struct emit_object object;
     struct rdu_node *node;
     struct rdu_weight weight[WEIGHTS]; /* in the order of the enum */
     struct rdu_weight slots[WEIGHTS];  /* in the program's order */
@@ -41,8 +43,9 @@ struct layer_work {
 static void layer_close(void *work)
 {
     struct layer_work *w = work;
-    for (int i = 0; i < 2; i++)
+    for (int i = 0; i < 3; i++)
         rdu_program_close(&w->program[i]);
+    emit_unload(&w->object);
     rdu_node_close(&w->node);
     for (int i = 0; i < WEIGHTS; i++)
         free(w->data[i]);
@@ -336,7 +339,7 @@ static void layer_run(void *work, enum rdu_ablation_way way)
     if (way == RDU_ABLATION_HAND)
         by_hand(w);
     else
-        rdu_node_run(w->node, w->program[way == RDU_ABLATION_FUSED], &w->args, 1, 2);
+        rdu_node_run(w->node, w->program[way], &w->args, 1, 2);
 }
 
 static const void *layer_result(void *work, enum rdu_ablation_way way, size_t *ret_count)
@@ -349,15 +352,32 @@ static const void *layer_result(void *work, enum rdu_ablation_way way, size_t *r
 
 static const struct bench_ways layer_ways = {layer_run, layer_result, layer_close};
 
+static void make_native(struct layer_work *w, struct rdu_ablation *a)
+{
+    struct buf text = {0};
+    struct err e = {0};
+    const void *unit = NULL;
+    enum err_code code = emit_program(w->program[2], &text, &e);
+    if (code == ERR_OK)
+        code = bench_compile(&text, &w->object, &e);
+    if (code == ERR_OK)
+        unit = dlsym(w->object.handle, "sy_unit");
+    if (unit)
+        atomic_store(&w->program[2]->native, (const struct sy_unit *)unit);
+    else
+        bench_without_native(a, &e);
+    buf_done(&text);
+}
+
 static enum err_code open_programs(struct layer_work *w, bool columns, struct rdu_ablation *a,
                                    struct err *e)
 {
     struct rdu_node_options node = {.sockets = 8, .threads = 1, .max_tokens = w->tokens};
     enum err_code code = rdu_node_open(&node, &w->node, e);
-    for (int i = 0; i < 2 && code == ERR_OK; i++) {
+    static const enum rdu_exec exec[3] = {RDU_EXEC_UNFUSED, RDU_EXEC_FUSED, RDU_EXEC_NATIVE};
+    for (int i = 0; i < 3 && code == ERR_OK; i++) {
         struct rdu_graph *g = make_graph(w);
-        struct rdu_program_options o = {.exec = i ? RDU_EXEC_FUSED : RDU_EXEC_UNFUSED,
-                                        .sockets = 8};
+        struct rdu_program_options o = {.exec = exec[i], .sockets = 8};
         code = rdu_program_open(&g, &o, &w->program[i], e);
         if (code == ERR_OK)
             code = rdu_node_prepare(w->node, w->program[i], w->tokens, 1, e);
@@ -375,6 +395,7 @@ static enum err_code open_programs(struct layer_work *w, bool columns, struct rd
     }
     buf_printf(&a->report, "  %u launches -> %u\n", w->program[0]->section[RDU_SECTION_LAYER].count,
                w->program[1]->section[RDU_SECTION_LAYER].count);
+    make_native(w, a);
     return ERR_OK;
 }
 
@@ -389,6 +410,7 @@ enum err_code bench_layer_open(const struct rdu_ablation_spec *spec, struct rdu_
     struct layer_work *w = mem_alloc(sizeof(*w));
     struct rng rng;
     rng_init(&rng, spec->seed);
+    w->object.fd = -1;
     a->ways = &layer_ways;
     a->work = w;
     a->has[RDU_ABLATION_PLAIN] = false;

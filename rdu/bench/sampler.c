@@ -1,10 +1,12 @@
 /* A sampler chain over one row of logits as a user expression: penalty for what was said,
  * temperature, a mask, softmax, min-p, and the renormalised rest. Unfused is one operation after
  * the other over whole columns. */
+#include <dlfcn.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "rdu/bench/ablation.h"
+#include "rdu/expr/expr.h"
 
 static const char chain[] =
     "let penalised = where(said, where(logits > 0, logits / penalty, logits * penalty), logits);\n"
@@ -23,7 +25,8 @@ static const struct rdu_expr_field fields[FIELDS] = {
 static const struct rdu_expr_spec chain_spec = {fields, FIELDS, RDU_EXPR_F32};
 
 struct sampler_work {
-    struct rdu_expr *expr;
+    struct rdu_expr *expr, *compiled;
+    struct emit_object object;
     struct rdu_expr_scratch *scratch;
     const void *in[FIELDS];
     float *logits, *bias, *out;
@@ -38,6 +41,8 @@ static void sampler_close(void *work)
     struct sampler_work *w = work;
     rdu_expr_scratch_close(&w->scratch);
     rdu_expr_close(&w->expr);
+    rdu_expr_close(&w->compiled);
+    emit_unload(&w->object);
     free(w->logits);
     free(w->bias);
     free(w->said);
@@ -53,6 +58,8 @@ static void sampler_run(void *work, enum rdu_ablation_way way)
         rdu_expr_run_unfused(w->expr, w->in, w->n, w->out);
     else if (way == RDU_ABLATION_FUSED)
         rdu_expr_run(w->expr, w->in, w->n, w->out, w->scratch);
+    else if (way == RDU_ABLATION_NATIVE)
+        rdu_expr_run(w->compiled, w->in, w->n, w->out, w->scratch);
     else
         w->hand.sampler(&w->args, w->n, w->out);
 }
@@ -80,6 +87,18 @@ static void fill(struct sampler_work *w, uint64_t seed)
     w->args = (struct bench_sampler){w->logits, w->bias, w->said, w->banned, 1.1f, 0.7f, 0.05f};
 }
 
+static void make_native(struct sampler_work *w, struct rdu_ablation *a)
+{
+    struct buf text = {0};
+    struct err e = {0};
+    emit_expr(w->compiled, &text);
+    if (bench_compile(&text, &w->object, &e) == ERR_OK)
+        atomic_store(&w->compiled->native, dlsym(w->object.handle, "sy_expr"));
+    else
+        bench_without_native(a, &e);
+    buf_done(&text);
+}
+
 enum err_code bench_sampler_open(const struct rdu_ablation_spec *spec, struct rdu_ablation *a,
                                  struct err *e)
 {
@@ -99,9 +118,13 @@ enum err_code bench_sampler_open(const struct rdu_ablation_spec *spec, struct rd
                               w->banned,     &w->args.penalty, &w->args.temperature,
                               &w->args.min_p};
     memcpy(w->in, in, sizeof(in));
+    w->object.fd = -1;
     enum err_code code = rdu_expr_open(chain, strlen(chain), &chain_spec, &w->expr, e);
+    if (code == ERR_OK)
+        code = rdu_expr_open(chain, strlen(chain), &chain_spec, &w->compiled, e);
     if (code != ERR_OK)
         return code;
+    make_native(w, a);
     w->scratch = rdu_expr_scratch_open(w->expr, w->n);
     rdu_expr_print(w->expr, &a->report);
     return ERR_OK;

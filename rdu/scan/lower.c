@@ -22,7 +22,9 @@ static uint32_t *last_uses(const struct scan_loop *l)
             last[e->key] = b->count;
     }
     for (uint32_t i = b->count; i-- > 0;) {
-        uint32_t arg[5], args = last[i] == IR_NONE ? 0 : ir_op_args(&b->ops[i], arg);
+        uint32_t arg[5], args = ir_op_args(&b->ops[i], arg);
+        if (last[i] == IR_NONE || b->ops[i].code == IR_LOAD)
+            continue; /* a load knows its row, or which sum it reads, by itself */
         for (uint32_t k = 0; k < args; k++) {
             if (last[arg[k]] == IR_NONE)
                 last[arg[k]] = i;

@@ -534,6 +534,28 @@ void scan_run(struct scan_exec *x, uint32_t sockets)
     }
 }
 
+void scan_run_native(struct scan_exec *x, uint32_t sockets, scan_native_fn *const *loops)
+{
+    const void *column[SCAN_COLUMNS];
+    double *chunk[SCAN_ELEMS] = {NULL};
+    for (uint32_t i = 0; i < x->g->columns; i++)
+        column[i] = x->columns[i].data;
+    for (uint32_t i = 0; i < x->g->loops; i++) {
+        const struct loop_run *r = &x->loop[i];
+        for (uint32_t s = 0; s < sockets; s++) {
+            for (size_t c = x->chunks * s / sockets; c < x->chunks * (s + 1) / sockets; c++) {
+                for (uint32_t k = 0; k < r->elems_count; k++)
+                    chunk[r->elems[k].elem->id] =
+                        r->elems[k].chunk ? r->elems[k].chunk + c * r->elems[k].width : NULL;
+                loops[i](column, (void *const *)x->collected, (const float *const *)x->sums,
+                         c * SCAN_CHUNK, BASE_MIN((c + 1) * SCAN_CHUNK, x->rows), chunk);
+            }
+        }
+        for (uint32_t k = 0; k < r->elems_count; k++)
+            gather(x, &r->elems[k]);
+    }
+}
+
 const double *scan_sums(const struct scan_exec *x, uint32_t elem)
 {
     return elem < SCAN_ELEMS && x->by_id[elem] ? x->by_id[elem]->sums : NULL;

@@ -76,12 +76,18 @@ enum scan_home scan_home_of(const struct scan_graph *g, const struct ir_body *b,
  * Marks what nobody reads as dead. Returns how many registers there are. */
 uint32_t scan_registers(const struct scan_loop *l, enum scan_home *homes, uint32_t *reg);
 
-/* ---- running --------------------------------------------------------------------------------- */
-
 struct scan_source {
     const void *data;
     size_t stride; /* bytes between rows: of the element for a column, of the record for rows */
 };
+/* The graph as C, for tables that lie as these columns do: a function sy_scan_<loop> for each loop,
+ * which runs one chunk. column by index, made and sum and chunk by elem id. */
+void scan_emit(const struct scan_graph *g, const struct scan_source *columns, struct buf *out);
+typedef void scan_native_fn(const void *const *column, void *const *made, const float *const *sum,
+                            uint64_t from, uint64_t to, double *const *chunk);
+
+/* ---- running --------------------------------------------------------------------------------- */
+
 /* A graph bound to a table. Borrows graph and data. Not for two threads at once. */
 struct scan_exec;
 struct scan_exec *scan_exec_open(const struct scan_graph *g, const struct scan_source *columns,
@@ -89,6 +95,8 @@ struct scan_exec *scan_exec_open(const struct scan_graph *g, const struct scan_s
 void scan_exec_close(struct scan_exec **x);
 /* One launch per loop, its chunks split over `sockets` in shares of whole chunks. */
 void scan_run(struct scan_exec *x, uint32_t sockets);
+/* The same by compiled functions, one per loop. */
+void scan_run_native(struct scan_exec *x, uint32_t sockets, scan_native_fn *const *loops);
 /* [keys, values] of a reducing elem. */
 const double *scan_sums(const struct scan_exec *x, uint32_t elem);
 /* [rows] of a wanted collected one. */
