@@ -255,6 +255,40 @@ int cli_parse(int argc, char **argv, const struct cli_spec *spec, const char **a
     return check_arguments(spec, count);
 }
 
+/* ---- verbs ---------------------------------------------------------------------------------- */
+
+static void print_verbs(const char *command, const char *about, const struct cli_verb *verbs, size_t count,
+                        FILE *to)
+{
+    fprintf(to, "%s\n\nUsage: switchyard %s VERB [options]\n\nVerbs:\n", about, command);
+    for (size_t i = 0; i < count; i++)
+        fprintf(to, "  %-10s%s\n", verbs[i].name, verbs[i].help);
+    fprintf(to, "\n'switchyard %s VERB --help' teaches a verb.\n", command);
+}
+
+int cli_run_verb(const char *command, const char *about, const struct cli_verb *verbs, size_t count,
+                 int argc, char **argv)
+{
+    bool help = argc > 1 && (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0);
+    if (argc < 2 || help) {
+        print_verbs(command, about, verbs, count, help ? stdout : stderr);
+        return help ? CLI_DONE : CLI_WRONG;
+    }
+    const char **names = mem_array(count, sizeof *names);
+    const char *near = NULL;
+    for (size_t i = 0; i < count; i++) {
+        names[i] = verbs[i].name;
+        if (strcmp(argv[1], verbs[i].name) == 0) {
+            free((void *)names);
+            return verbs[i].run(argc - 1, argv + 1);
+        }
+    }
+    near = cli_suggest(argv[1], names, count);
+    free((void *)names);
+    return cli_wrong(command, "there is no verb '%s'%s%s%s", argv[1], near ? "; did you mean '" : "",
+                     near ? near : "", near ? "'?" : "");
+}
+
 /* ---- progress ---------------------------------------------------------------------------- */
 
 #define BAR_WIDTH 30

@@ -74,6 +74,15 @@ struct cli_setting {
 enum err_code cli_load_conf(struct conf *c, const char *path, const struct cli_setting *settings,
                             size_t settings_count, struct err *e) BASE_NODISCARD;
 
+/* A command of several verbs: `about` above their list, help and suggestions as for commands. */
+struct cli_verb {
+    const char *name;
+    int (*run)(int argc, char **argv); /* argv[0] is the verb */
+    const char *help;
+};
+int cli_run_verb(const char *command, const char *about, const struct cli_verb *verbs, size_t count,
+                 int argc, char **argv);
+
 /* A progress bar on stderr when it is a terminal, one line per started part otherwise. */
 struct cli_bar {
     char what[64];

@@ -360,11 +360,7 @@ static int verb_export(int argc, char **argv)
 
 /* ---- the verbs -------------------------------------------------------------------------------------------- */
 
-static const struct verb {
-    const char *name;
-    int (*run)(int argc, char **argv);
-    const char *help;
-} verbs[] = {
+static const struct cli_verb verbs[] = {
     {"add", verb_add, "import a GGUF model or LoRA adapter"},
     {"list", verb_list, "what the store has"},
     {"verify", verb_verify, "check every byte against its hash"},
@@ -374,33 +370,11 @@ static const struct verb {
     {"gc", verb_gc, "free what no expert uses"},
 };
 
-static void print_help(FILE *to)
-{
-    fprintf(to, "Experts are what clients can name as `model`: a base model, or a LoRA adapter over one. They\n"
-                "live in a store on disk, from which the daemon brings them into memory as needed.\n\n"
-                "Usage: switchyard experts VERB [options]\n\nVerbs:\n");
-    for (size_t i = 0; i < BASE_COUNT(verbs); i++)
-        fprintf(to, "  %-10s%s\n", verbs[i].name, verbs[i].help);
-    fprintf(to, "\n'switchyard experts VERB --help' teaches a verb.\n");
-}
+static const char verbs_about[] =
+    "Experts are what clients can name as `model`: a base model, or a LoRA adapter over one. They\n"
+    "live in a store on disk, from which the daemon brings them into memory as needed.";
 
 int cmd_experts(int argc, char **argv)
 {
-    if (argc < 2) {
-        print_help(stderr);
-        return CLI_WRONG;
-    }
-    if (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0) {
-        print_help(stdout);
-        return CLI_DONE;
-    }
-    const char *names[BASE_COUNT(verbs)];
-    for (size_t i = 0; i < BASE_COUNT(verbs); i++) {
-        names[i] = verbs[i].name;
-        if (strcmp(argv[1], verbs[i].name) == 0)
-            return verbs[i].run(argc - 1, argv + 1);
-    }
-    const char *near = cli_suggest(argv[1], names, BASE_COUNT(names));
-    return cli_wrong("experts", "there is no verb '%s'%s%s%s", argv[1], near ? "; did you mean '" : "",
-                     near ? near : "", near ? "'?" : "");
+    return cli_run_verb("experts", verbs_about, verbs, BASE_COUNT(verbs), argc, argv);
 }

@@ -330,11 +330,7 @@ static int verb_budget(int argc, char **argv)
 /* ---- the verbs
  * ------------------------------------------------------------------------------------ */
 
-static const struct verb {
-    const char *name;
-    int (*run)(int argc, char **argv);
-    const char *help;
-} verbs[] = {
+static const struct cli_verb verbs[] = {
     {"plan", verb_plan, "what fits where, what a load costs, and what cannot work"},
     {"status", verb_status, "where a running server's experts are, and what its memory did"},
     {"load", verb_load, "bring an expert into hbm"},
@@ -345,34 +341,11 @@ static const struct verb {
     {"budget", verb_budget, "change tiers.hbm of a running server"},
 };
 
-static void print_help(FILE *to)
-{
-    fprintf(to, "Experts live on disk (nvme), in an optional second memory (ddr) and in the memory "
-                "that kernels read\n"
-                "(hbm). Plans are of a configuration; everything else asks a running server.\n\n"
-                "Usage: switchyard tiers VERB [options]\n\nVerbs:\n");
-    for (size_t i = 0; i < BASE_COUNT(verbs); i++)
-        fprintf(to, "  %-10s%s\n", verbs[i].name, verbs[i].help);
-    fprintf(to, "\n'switchyard tiers VERB --help' teaches a verb.\n");
-}
+static const char verbs_about[] =
+    "Experts live on disk (nvme), in an optional second memory (ddr) and in the memory that kernels\n"
+    "read (hbm). Plans are of a configuration; everything else asks a running server.";
 
 int cmd_tiers(int argc, char **argv)
 {
-    const char *names[BASE_COUNT(verbs)];
-    if (argc < 2) {
-        print_help(stderr);
-        return CLI_WRONG;
-    }
-    if (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0) {
-        print_help(stdout);
-        return CLI_DONE;
-    }
-    for (size_t i = 0; i < BASE_COUNT(verbs); i++) {
-        names[i] = verbs[i].name;
-        if (strcmp(argv[1], verbs[i].name) == 0)
-            return verbs[i].run(argc - 1, argv + 1);
-    }
-    const char *near = cli_suggest(argv[1], names, BASE_COUNT(names));
-    return cli_wrong("tiers", "there is no verb '%s'%s%s%s", argv[1],
-                     near ? "; did you mean '" : "", near ? near : "", near ? "'?" : "");
+    return cli_run_verb("tiers", verbs_about, verbs, BASE_COUNT(verbs), argc, argv);
 }
