@@ -18,8 +18,8 @@ struct bench_hand bench_hand_best(void)
     struct bench_hand h;
     bench_hand_base(&h);
 #ifdef __x86_64__
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-        __builtin_cpu_supports("f16c"))
+    /* Not asked for f16c: clang 14 does not know the name, and every chip with AVX2 has it. */
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
         bench_hand_avx2(&h);
 #endif
     return h;
