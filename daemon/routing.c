@@ -171,6 +171,11 @@ enum err_code routing_open(struct server *s, struct err *e)
     r->expert_label = mem_array(experts_count(s->experts) + 1, sizeof *r->expert_label);
     for (size_t i = 0; i < experts_count(s->experts); i++)
         r->expert_label[i] = -1;
+    if (has_stage(s->conf, "llm")) {
+        struct err none;
+        err_set(&none, ERR_UNSUPPORTED, "router.stages: 'llm' is not there yet");
+        note_trouble(r, "no llm stage", &none);
+    }
     open_head(s);
     open_encoder(s);
     if (s->head != NULL) {
