@@ -344,8 +344,9 @@ bool engine_in_flight(struct engine *g)
         if (g->lanes[i].load)
             return true;
     memtier_stats(g->opt.memtier, &st);
-    return g->warm != NULL || order_loads(g) ||
-           st.jobs_out > 0; /* cancelled loads and copies to ddr end by themselves */
+    /* Cancelled loads and copies to ddr end by themselves; a page on its way to the spill file
+     * cannot be evicted until it is there. */
+    return g->warm != NULL || order_loads(g) || st.jobs_out + st.writes_out > 0;
 }
 
 /* In order: a large request at the head is not overtaken for ever by small ones behind it; and nobody comes in

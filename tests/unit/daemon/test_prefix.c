@@ -288,6 +288,23 @@ static void an_order_that_waits_for_room_keeps_nobody_from_giving_pages_back(voi
     rig_close(&r);
 }
 
+/* Everything is held, and a page on its way to the spill file cannot be evicted: whoever runs alone
+ * waits for it instead of being told that there is no room. */
+static void pages_that_are_being_spilled_are_waited_for(void **state)
+{
+    enum { N = 24 };
+    struct request *q[N];
+    struct rig r;
+    rig_open(&r, &(struct rig_options){.hbm = footprint("llama", 256),
+                                       .spill = 16 * BASE_MIB,
+                                       .generalist = "llama"});
+    for (uint32_t i = 0; i < N; i++)
+        q[i] = run(&r, ask_after(&r, "llama", 20, 15 + i, i, 180));
+    for (uint32_t i = 0; i < N; i++)
+        ends(q[i], REQUEST_FINISH_LENGTH);
+    rig_close(&r);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -297,6 +314,7 @@ int main(void)
         cmocka_unit_test(choices_of_a_scored_prompt_leave_no_page_under_a_wrong_name),
         cmocka_unit_test(tokens_are_the_same_with_too_few_pages),
         cmocka_unit_test(a_conversation_comes_back_from_disk),
+        cmocka_unit_test(pages_that_are_being_spilled_are_waited_for),
         cmocka_unit_test(an_order_that_waits_for_room_keeps_nobody_from_giving_pages_back),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
