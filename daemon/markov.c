@@ -1,3 +1,5 @@
+/* Counts of which expert follows which, one row per expert that was ever left; and a small table of
+ * conversations by their number, direct-mapped, so that a turn costs a row's scan and nothing is freed. */
 #include "daemon/markov.h"
 
 #include <stdlib.h>

@@ -1,3 +1,5 @@
+/* From a configuration and a store to numbers: footprints with shared segments counted once, what is held,
+ * and the one rule that decides: the expert that adds most to what is held must fit with some KV. */
 #include "daemon/plan.h"
 
 #include <stdlib.h>
