@@ -11,6 +11,7 @@
 #define ORDERS_MAX 1024
 #define EXPECTED_MAX 256
 #define LOOK_AHEAD 4          /* waiting requests whose experts are brought in early */
+#define SHOW_NS 20000000ull   /* age of what the router reads of where experts are */
 #define LOOK_NS 1000000000ull /* between two looks at who has not been used */
 
 /* ---- submitting
@@ -392,6 +393,10 @@ void engine_look(struct engine *g)
     if (g->queue_changed) {
         g->queue_changed = false;
         look_ahead(g);
+    }
+    if (now - g->shown_ns >= SHOW_NS) {
+        g->shown_ns = now;
+        show_places(g);
     }
     if (now - g->looked_ns < LOOK_NS)
         return;

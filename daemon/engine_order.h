@@ -45,8 +45,8 @@ void engine_order_submit(struct engine *g, struct engine_order *o);
 /* Submits and waits for the end; `done` and `ctx` are its own. */
 enum err_code engine_order_run(struct engine *g, struct engine_order *o,
                                struct err *e) BASE_NODISCARD;
-/* Where the experts' own segments were at the last ENGINE_ORDER_LOOK: bytes in each tier of
- * MEMTIER_HBM, MEMTIER_DDR, MEMTIER_NVME, and whether it is held. */
+/* Where the experts' own segments were a moment ago, or at the last ENGINE_ORDER_LOOK: bytes in
+ * each tier of MEMTIER_HBM, MEMTIER_DDR, MEMTIER_NVME, and whether it is held. */
 struct engine_place {
     uint64_t bytes[MEMTIER_NVME + 1];
     bool held;

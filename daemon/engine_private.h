@@ -79,7 +79,7 @@ struct engine {
     struct markov *markov;       /* what conversations will want next */
     struct engine_order *open_orders; /* those that wait for a load */
     struct engine_memory *memory; /* [experts] */
-    uint64_t looked_ns;
+    uint64_t looked_ns, shown_ns;
     bool queue_changed;          /* who waits is not who waited when loads were last looked ahead */
     struct memtier_lease *warm;  /* the generalist on its way in */
     bool holding;                /* the generalist's segments are held */

@@ -305,6 +305,23 @@ static void pages_that_are_being_spilled_are_waited_for(void **state)
     rig_close(&r);
 }
 
+/* The router's price of a switch reads it without asking the engine. */
+static void where_experts_are_is_known_without_an_order(void **state)
+{
+    struct rig r;
+    struct engine_place places[8] = {0};
+    rig_open(&r, &(struct rig_options){0});
+    size_t count = experts_count(r.experts), llama = expert_index(expert(&r, "llama"));
+    assert_true(count <= BASE_COUNT(places));
+    ends(start(&r, "llama", 20, 4), REQUEST_FINISH_LENGTH);
+    for (uint64_t end = clock_ns() + 20000000000ull;
+         places[llama].bytes[MEMTIER_HBM] == 0 && clock_ns() < end; nap())
+        engine_places(r.engine, places, count);
+    assert_true(places[llama].bytes[MEMTIER_HBM] > 0);
+    assert_true(places[expert_index(expert(&r, "qwen"))].bytes[MEMTIER_NVME] > 0);
+    rig_close(&r);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -314,6 +331,7 @@ int main(void)
         cmocka_unit_test(choices_of_a_scored_prompt_leave_no_page_under_a_wrong_name),
         cmocka_unit_test(tokens_are_the_same_with_too_few_pages),
         cmocka_unit_test(a_conversation_comes_back_from_disk),
+        cmocka_unit_test(where_experts_are_is_known_without_an_order),
         cmocka_unit_test(pages_that_are_being_spilled_are_waited_for),
         cmocka_unit_test(an_order_that_waits_for_room_keeps_nobody_from_giving_pages_back),
     };
