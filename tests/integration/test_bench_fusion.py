@@ -38,7 +38,7 @@ def test_a_sweep_and_one_workload_only(tmp_path):
     code, out, err = bench(tmp_path, "--json", "--reps", "1", "--sweep", "--workload", "q6")
     assert code == 0, err
     rows = [json.loads(line) for line in out.splitlines() if "workload" in line]
-    assert {r["workload"] for r in rows} == {"q6"} and all(r["sweep"] for r in rows)
+    assert {r.get("of", r["workload"]) for r in rows} == {"q6"} and all(r["sweep"] for r in rows)
     assert len({r["n"] for r in rows}) > 3
 
 
