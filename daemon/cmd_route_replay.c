@@ -9,7 +9,7 @@
 #include "daemon/cli.h"
 #include "daemon/commands.h"
 #include "daemon/json_print.h"
-#include "router/choice.h"
+#include "router/router.h"
 
 #define LOG_BYTES_MAX ((size_t)4 << 30)
 

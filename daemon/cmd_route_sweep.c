@@ -10,7 +10,6 @@
 #include "daemon/cli.h"
 #include "daemon/commands.h"
 #include "daemon/route_encoder.h"
-#include "router/choice.h"
 #include "router/router.h"
 
 #define SPREAD 0.1 /* how far the variants of a task lie apart in score, at most */

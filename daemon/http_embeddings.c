@@ -26,6 +26,7 @@ static void *run_job(void *arg)
     struct server *s = j->server;
     struct MHD_Connection *connection = j->connection;
     j->code = api_embeddings_run(j->work, &j->err);
+    /* release: pairs with the acquire in http_run_embeddings; code and err are whole before it. */
     atomic_store_explicit(&j->done, true, memory_order_release);
     MHD_resume_connection(connection);
     atomic_fetch_sub(&s->jobs, 1);
@@ -79,6 +80,7 @@ enum MHD_Result http_run_embeddings(struct exchange *x)
         enum err_code code = start(x, &e);
         return code == ERR_OK ? MHD_YES : answer_error(x, &e, code == ERR_QUEUE_FULL ? 1 : 0);
     }
+    /* acquire: pairs with the release in run_job. */
     if (!atomic_load_explicit(&x->job->done, memory_order_acquire))
         return MHD_YES;
     e = x->job->err;

@@ -6,8 +6,7 @@
 
 #include "daemon/route_encoder.h"
 #include "daemon/server.h"
-#include "router/choice.h"
-#include "router/rules.h"
+#include "router/router.h"
 
 /* Opens s->head, s->routing and the label tables. A head or an encoder that is missing or damaged
  * is no error: the stage is left out and routing_trouble says why. Rules and policy that make no

@@ -3,7 +3,7 @@
 #define SWITCHYARD_DAEMON_ROUTING_RULES_H
 
 #include "daemon/server.h"
-#include "router/rules.h"
+#include "router/router.h"
 
 /* [{"regex", "keywords", "has_tools", "json_wanted", "language", "chars_min", "chars_max",
  * "api_key", "header", "pin", "forbid"}]; path "" = no rules (*ret NULL). Errors name file, rule

@@ -1,5 +1,5 @@
 /* Utility by a user expression over the candidates within the margin. */
-#include "router/choice.h"
+#include "router/router.h"
 
 #include <math.h>
 #include <stdlib.h>

@@ -196,4 +196,81 @@ enum err_code router_eval(const struct router_head *h, const struct router_data 
                           struct err *e) BASE_NODISCARD;
 void router_eval_report_done(struct router_eval_report *r);
 
+/* ==== The choice
+ * ================================================================================== Who gets the
+ * prompt when several could, by what it costs to ask them. Pure: residency and queues arrive as
+ * numbers, nobody is called. */
+
+#define ROUTER_CANDIDATES_MAX 256
+#define ROUTER_POLICY_DEFAULT "score - lambda * (load_s + queue_s + prefill_s)"
+
+/* One expert that may answer. Seconds are host time that the request would wait. */
+struct router_candidate {
+    float score;             /* probability of its label */
+    float load_s;            /* until its weights are in hbm */
+    float queue_s;           /* until it runs */
+    float prefill_s;         /* to run again what another expert has run of this conversation */
+    float bytes;             /* that would be loaded */
+    int32_t resident, plain; /* all of it is in hbm; what the scores alone choose */
+};
+
+struct router_policy;
+struct router_policy_options {
+    const char
+        *expr; /* NULL or "" = ROUTER_POLICY_DEFAULT; fields as above, and lambda, margin, best */
+    double lambda; /* >= 0 */
+    double margin; /* [0, 1]: only candidates this close to the best score are compared */
+};
+/* ERR_INVALID says line and column of what is wrong with the expression. */
+enum err_code router_policy_open(const struct router_policy_options *opt,
+                                 struct router_policy **ret, struct err *e) BASE_NODISCARD;
+void router_policy_close(struct router_policy **p);
+/* Without costs and with the expression of the house nothing but the scores counts. */
+bool router_policy_is_plain(const struct router_policy *p);
+/* Index of the winner; of equal utilities the plain one, else the first. `plain_idx` is what the
+ * scores alone choose and always takes part. ret_utility [count] may be NULL; -inf outside the
+ * margin. Any thread. */
+size_t router_choose(const struct router_policy *p, const struct router_candidate *c, size_t count,
+                     size_t plain_idx, float *ret_utility);
+
+/* ==== Rules
+ * ======================================================================================= What the
+ * operator knows better than any score. Rules are asked in order before the scores; the first that
+ * matches and pins decides, those that forbid add up. */
+
+/* Every condition that is set must hold; none set = always. Strings are borrowed until rules_add
+ * returns. */
+struct router_rule {
+    const char *regex;           /* PCRE2, UTF-8, searched in the last user turn */
+    const char *const *keywords; /* any of them, as whole words, letters of any case */
+    size_t keywords_count;
+    int has_tools, json_wanted; /* 1, 0, or -1 = either */
+    const char *script; /* most letters of the turn are "latin", "cyrillic", "arabic", "han"... */
+    size_t chars_min, chars_max; /* bytes of the turn; 0 = no limit */
+    const char *api_key;         /* exactly */
+    const char *header;          /* "name" or "name: value" */
+    int pin;                     /* expert index, -1 = none */
+    const int *forbid;           /* expert indices */
+    size_t forbid_count;
+};
+struct router_rules;
+struct router_rules *router_rules_open(void);
+void router_rules_close(struct router_rules **r);
+/* ERR_INVALID with position and cause for a regex that does not compile. */
+enum err_code router_rules_add(struct router_rules *r, const struct router_rule *rule,
+                               struct err *e) BASE_NODISCARD;
+
+struct router_rule_input {
+    struct router_turn turn; /* the last user turn */
+    bool has_tools, json_wanted;
+    const char *api_key;                                /* NULL = none */
+    const char *(*header)(void *ctx, const char *name); /* NULL = no headers */
+    void *header_ctx;
+};
+/* forbidden [experts] gets true where a rule forbids. Returns the pinned expert, -1 = none; a rule
+ * that pins an expert which an earlier one forbids is passed over. Time is linear in the turn, of
+ * which the first 16 KiB are read, and the regex's work is limited. Any thread. */
+int router_rules_apply(const struct router_rules *r, const struct router_rule_input *in,
+                       bool *forbidden, size_t experts);
+
 #endif

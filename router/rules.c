@@ -1,6 +1,6 @@
 /* Rules before scores. A regex gets a limit on its work: a pattern that explodes on some prompt
  * does not match it, and nobody waits. */
-#include "router/rules.h"
+#include "router/router.h"
 
 #define PCRE2_CODE_UNIT_WIDTH 8
 #include <pcre2.h>

@@ -15,7 +15,7 @@ MAY_INCLUDE = {
     "rdu": {"base"},
     "memtier": {"base"},
     "experts": {"base", "rdu", "memtier"},
-    "router": {"base", "experts"},
+    "router": {"base", "rdu", "experts"},
     "conf": {"base"},
     "daemon": {"base", "rdu", "memtier", "experts", "router", "conf"},
 }

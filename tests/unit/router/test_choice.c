@@ -1,7 +1,6 @@
 /* The price of a switch and the rules before it. */
 #include "support.h"
-#include "router/choice.h"
-#include "router/rules.h"
+#include "router/router.h"
 
 static struct router_policy *policy(const char *expr, double lambda, double margin)
 {
