@@ -263,6 +263,11 @@ static enum MHD_Result on_request(void *cls, struct MHD_Connection *c, const cha
         *data_len = 0;
         return MHD_YES;
     }
+    /* Programs send no Origin; a page that somebody visits on this machine does. */
+    if (MHD_lookup_connection_value(c, MHD_HEADER_KIND, "Origin") != NULL) {
+        err_set(&e, ERR_PERMISSION, "the admin listener takes no requests from web pages");
+        return refuse(c, &e);
+    }
     if (key_is_good(a, c))
         return run(a, c, url, method, call);
     err_set(&e, ERR_AUTH, "an API key is needed; send it as 'Authorization: Bearer KEY'");

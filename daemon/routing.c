@@ -365,11 +365,23 @@ static void apply_price(const struct server *s, const struct routing_query *q, c
 /* ---- the decision
  * -------------------------------------------------------------------------------------- */
 
+/* Conversations of one API key are not known to another, whatever names their clients give. */
+static uint64_t of_key(const struct routing_query *q, uint64_t conversation)
+{
+    return q->key != NULL ? hash64_of(q->key, strlen(q->key), conversation) : conversation;
+}
+
 static uint64_t key_of_name(const struct routing_query *q)
 {
     if (q->conversation != NULL && q->conversation[0] != 0)
-        return conversations_key_name("conversation", q->conversation);
-    return q->user != NULL && q->user[0] != 0 ? conversations_key_name("user", q->user) : 0;
+        return of_key(q, conversations_key_name("conversation", q->conversation));
+    return q->user != NULL && q->user[0] != 0 ? of_key(q, conversations_key_name("user", q->user))
+                                              : 0;
+}
+
+static uint64_t key_of_turns(const struct routing_query *q, size_t count)
+{
+    return of_key(q, conversations_key_turns(q->turns, count));
 }
 
 /* The conversation so far: by its earlier turns, or by the name that the client gave it. */
@@ -381,7 +393,7 @@ static bool find_conversation(const struct server *s, const struct routing_query
     if (q->turns_count == 0)
         return false;
     if (before > 0 &&
-        conversations_find(of(s)->conversations, conversations_key_turns(q->turns, before), ret))
+        conversations_find(of(s)->conversations, key_of_turns(q, before), ret))
         return true;
     return name != 0 && conversations_find(of(s)->conversations, name, ret);
 }
@@ -392,7 +404,7 @@ static void note_conversation(const struct server *s, const struct routing_query
     if (q->turns_count == 0)
         return;
     const struct router_turn *last = &q->turns[q->turns_count - 1];
-    struct conversation v = {.key = conversations_key_turns(q->turns, q->turns_count),
+    struct conversation v = {.key = key_of_turns(q, q->turns_count),
                              .expert_idx = (int)expert_index(ex)};
     v.text_len = (uint32_t)utf8_complete_prefix(last->text,
                                                 BASE_MIN(last->len, (size_t)CONVERSATION_TEXT_MAX));

@@ -8,11 +8,13 @@ import socket
 import tempfile
 import threading
 import time
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import pytest
 
-from conftest import TINY, Server, command
+from conftest import PATIENCE, TINY, Server, command
 
 NAMES = ["m0", "m1", "m2"]
 
@@ -239,6 +241,11 @@ def test_admin_on_a_port_wants_the_key_and_refuses_nonsense(begin):
             ("GET", "/admin/nothing", None, 404), ("DELETE", "/admin/tiers", None, 400)):
         status, out = admin(s, method, path, body, key="secret")
         assert status == want and out["error"]["message"], (path, status, out)
+    page = urllib.request.Request(f"http://127.0.0.1:{port}/admin/tiers", headers={"Origin": "http://evil.example",
+                                                                                   "Authorization": "Bearer secret"})
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(page, timeout=PATIENCE)
+    assert refused.value.code == 403
     assert s.get("/admin/tiers").status == 404  # not on the public listener
     assert s.stop() == 0
 
