@@ -112,7 +112,9 @@ def test_foreground_run_serves_and_takes_the_daemon_with_it(first_run, folder, e
     port = free_port()
     process = subprocess.Popen(arguments(folder, port), stdin=subprocess.DEVNULL,
                                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                               start_new_session=True)
+                               start_new_session=True,
+                               # A shell's background job ignores SIGINT, and so would all it starts.
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     try:
         assert wait_for(f"http://127.0.0.1:{port}/ready", process) == 200
         process.send_signal(ending)
