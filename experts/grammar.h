@@ -110,6 +110,10 @@ struct gexpr {
 #define GEXPR_REPEAT_MAX 100000U
 struct gexpr *gexpr_new(struct arena *a, enum gexpr_kind kind);
 void gexpr_add(struct gexpr *parent, struct gexpr *child);
+/* `x` min to max times. What may be empty may as well be left out, so of that any fewer will do: else one state
+ * would lead through all the empty ones. NULL = it may be empty, and max is beyond GEXPR_EMPTY_REPEAT_MAX. */
+#define GEXPR_EMPTY_REPEAT_MAX 64U
+struct gexpr *gexpr_repeat(struct arena *a, struct gexpr *x, uint32_t min, uint32_t max);
 struct gset { /* while a class is read */
     struct grange range[256];
     size_t count;

@@ -227,11 +227,8 @@ static struct gexpr *repeat_of(struct gbnf *g, struct gexpr *x)
         return wrong(g, ERR_INVALID, "a '{' that is no {m}, {m,} or {m,n}");
     if (min > GEXPR_REPEAT_MAX || (max != GEXPR_INF && max > GEXPR_REPEAT_MAX))
         return wrong(g, ERR_INVALID, "a count that is too large");
-    struct gexpr *r = gexpr_new(&g->arena, GEXPR_REPEAT);
-    r->min = min;
-    r->max = max;
-    gexpr_add(r, x);
-    return r;
+    struct gexpr *r = gexpr_repeat(&g->arena, x, min, max);
+    return r ? r : wrong(g, ERR_UNSUPPORTED, "so large a count of what may be empty");
 }
 
 static struct gexpr *read_sequence(struct gbnf *g, bool grouped)

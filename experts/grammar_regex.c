@@ -384,6 +384,38 @@ static struct gexpr *read_atom(struct pattern *p)
     return one_char(p, cp);
 }
 
+static bool may_be_empty(const struct gexpr *x)
+{
+    bool all = true, any = false;
+    for (const struct gexpr *c = x->child; c; c = c->sibling) {
+        bool empty = may_be_empty(c);
+        all &= empty;
+        any |= empty;
+    }
+    switch (x->kind) {
+    case GEXPR_CAT:
+        return all;
+    case GEXPR_ALT:
+        return any;
+    case GEXPR_REPEAT:
+        return x->min == 0 || all;
+    default:
+        return x->kind == GEXPR_EMPTY || x->kind == GEXPR_START || x->kind == GEXPR_STOP;
+    }
+}
+
+struct gexpr *gexpr_repeat(struct arena *a, struct gexpr *x, uint32_t min, uint32_t max)
+{
+    bool empty = may_be_empty(x);
+    if (empty && max != GEXPR_INF && max > GEXPR_EMPTY_REPEAT_MAX)
+        return NULL;
+    struct gexpr *r = gexpr_new(a, GEXPR_REPEAT);
+    r->min = empty ? 0 : min;
+    r->max = max;
+    gexpr_add(r, x);
+    return r;
+}
+
 static struct gexpr *read_quantified(struct pattern *p)
 {
     struct gexpr *x = read_atom(p);
@@ -401,11 +433,8 @@ static struct gexpr *read_quantified(struct pattern *p)
         return wrong(p, ERR_UNSUPPORTED, "a quantifier after a quantifier");
     if (x->kind == GEXPR_START || x->kind == GEXPR_STOP)
         return wrong(p, ERR_UNSUPPORTED, "a quantifier after an anchor");
-    struct gexpr *r = gexpr_new(&p->arena, GEXPR_REPEAT);
-    r->min = min;
-    r->max = max;
-    gexpr_add(r, x);
-    return r;
+    struct gexpr *r = gexpr_repeat(&p->arena, x, min, max);
+    return r ? r : wrong(p, ERR_UNSUPPORTED, "so large a count of what may be empty");
 }
 
 static struct gexpr *read_alternatives(struct pattern *p)
