@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT / "tests" / "data"
 TINY = DATA / "tiny" / "tiny-llama-q8_0.gguf"
 # Starting and answering under a sanitizer takes its time on two cores.
-PATIENCE = 300 if os.environ.get("SWITCHYARD_SANITIZED") else 60
+PATIENCE = 300 if os.environ.get("SWITCHYARD_SANITIZED") else 180
 
 
 def binary():
