@@ -359,33 +359,29 @@ uint32_t rdu_attention(struct rdu_graph *g, uint32_t q, uint32_t k, uint32_t v,
     return ir_node_add(g, &key, NULL);
 }
 
-uint32_t rdu_take_outs(struct rdu_graph *g, uint32_t x)
+/* From the rows of all tokens to those of the wanted outputs: `count` operands, x first. */
+static uint32_t to_outs(struct rdu_graph *g, enum ir_oper which, const uint32_t *operand, uint32_t count,
+                        const char *who)
 {
-    const struct ir_shape *s = matrix(g, x, "rdu_take_outs");
+    const struct ir_shape *s = matrix(g, operand[0], who);
     if (s == NULL)
         return 0;
     if (g->current != RDU_SECTION_HEAD || s->dim[0] != RDU_DIM_TOKENS) {
-        ir_fail(g, "rdu_take_outs takes a [n_tokens, w] value of the head section");
+        ir_fail(g, "%s takes a [n_tokens, w] value of the head section", who);
         return 0;
     }
-    struct ir_hint h = hint_of(IR_OPER_TAKE_OUTS);
-    struct ir_shape shape = ir_shape2(IR_ELEM_F32, RDU_DIM_OUTS, (int32_t)ir_shape_width(s));
+    struct ir_hint h = hint_of(which);
+    return oper(g, ir_shape2(IR_ELEM_F32, RDU_DIM_OUTS, (int32_t)ir_shape_width(s)), &h, operand, count);
+}
+
+uint32_t rdu_take_outs(struct rdu_graph *g, uint32_t x)
+{
     const uint32_t operand[2] = {x, ir_node_input(g, IR_INPUT_OUTS)};
-    return oper(g, shape, &h, operand, 2);
+    return to_outs(g, IR_OPER_TAKE_OUTS, operand, 2, "rdu_take_outs");
 }
 
 uint32_t rdu_mean_pool(struct rdu_graph *g, uint32_t x)
 {
-    const struct ir_shape *s = matrix(g, x, "rdu_mean_pool");
-    if (s == NULL)
-        return 0;
-    if (g->current != RDU_SECTION_HEAD || s->dim[0] != RDU_DIM_TOKENS) {
-        ir_fail(g, "rdu_mean_pool takes a [n_tokens, w] value of the head section");
-        return 0;
-    }
-    struct ir_hint h = hint_of(IR_OPER_MEAN_POOL);
-    struct ir_shape shape = ir_shape2(IR_ELEM_F32, RDU_DIM_OUTS, (int32_t)ir_shape_width(s));
-    const uint32_t operand[3] = {x, ir_node_input(g, IR_INPUT_OUTS),
-                                 ir_node_input(g, IR_INPUT_POS)};
-    return oper(g, shape, &h, operand, 3);
+    const uint32_t operand[3] = {x, ir_node_input(g, IR_INPUT_OUTS), ir_node_input(g, IR_INPUT_POS)};
+    return to_outs(g, IR_OPER_MEAN_POOL, operand, 3, "rdu_mean_pool");
 }
